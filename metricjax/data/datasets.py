@@ -1,0 +1,284 @@
+"""What a data set is: two splits of labelled images, each read one by one.
+
+`open_dataset(name, root)` opens one by name. A new kind of data set is a function
+`open(root, **options) -> Dataset` in a module of its own and a line in `_OPENERS`.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from metricjax.data import streams
+from metricjax.errors import InputError
+
+_OPENERS = {
+    "glyphs": "metricjax.data.glyphs",
+    "folder": "metricjax.data.folder",
+}
+
+
+class UnreadableImage(Exception):
+    """An image that was found but cannot be decoded.
+
+    Attributes:
+      name: what `Split.names` calls the image.
+      reason: why it cannot be decoded, without the name.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be read: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One side of a data set: n labelled images of c classes.
+
+    Attributes:
+      labels: int32 [n], the class of each image; every class of 0..c-1 occurs.
+      class_names: c names.
+      categories: int32 [n], a coarser label (script, product group), or None.
+      category_names: names of the categories.
+      is_query: bool [n], whether evaluation asks with the image.
+      is_gallery: bool [n], whether evaluation may find the image.
+      names: what to call image i in messages and reports: its path.
+      reader: `reader(i) -> uint8 [h, w, channels]`; callable from many threads;
+        raises `UnreadableImage`.
+    """
+
+    labels: np.ndarray
+    class_names: Sequence[str]
+    names: Sequence[str]
+    reader: Callable[[int], np.ndarray] = field(repr=False)
+    categories: np.ndarray | None = None
+    category_names: Sequence[str] = ()
+    is_query: np.ndarray | None = None
+    is_gallery: np.ndarray | None = None
+
+    def __post_init__(self):
+        labels = np.asarray(self.labels, np.int32)
+        everything = np.ones(len(labels), bool)
+        query = everything if self.is_query is None else self.is_query
+        gallery = everything if self.is_gallery is None else self.is_gallery
+        categories = self.categories
+        if categories is not None:
+            categories = np.asarray(categories, np.int32)
+        for name, value in (
+            ("labels", labels),
+            ("is_query", np.asarray(query, bool)),
+            ("is_gallery", np.asarray(gallery, bool)),
+            ("categories", categories),
+        ):
+            object.__setattr__(self, name, value)
+            if value is not None and value.shape != (len(self.names),):
+                raise ValueError(
+                    f"Split.{name} has shape {value.shape}, but there are "
+                    f"{len(self.names)} names: give one value per image."
+                )
+        if not np.array_equal(np.unique(labels), np.arange(self.num_classes)):
+            raise ValueError(
+                f"Split.labels must use each of 0..{self.num_classes - 1}, one for "
+                "each of the class names."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def read(self, index: int) -> np.ndarray:
+        """Image `index`, uint8 [h, w, channels]; raises `UnreadableImage`."""
+        return self.reader(int(index))
+
+    def subset(self, indices: np.ndarray) -> "Split":
+        """The images `indices` in that order, their classes renumbered densely."""
+        indices = np.asarray(indices)
+        if indices.dtype == bool:
+            indices = np.flatnonzero(indices)
+        classes, labels = np.unique(self.labels[indices], return_inverse=True)
+        categories, category_names = None, ()
+        if self.categories is not None:
+            kept, categories = np.unique(self.categories[indices], return_inverse=True)
+            category_names = tuple(self.category_names[c] for c in kept)
+        return Split(
+            labels=labels,
+            class_names=tuple(self.class_names[c] for c in classes),
+            names=tuple(self.names[i] for i in indices),
+            reader=_Renumbered.of(self.reader, indices),
+            categories=categories,
+            category_names=category_names,
+            is_query=self.is_query[indices],
+            is_gallery=self.is_gallery[indices],
+        )
+
+
+@dataclass(frozen=True)
+class _Renumbered:
+    """A reader seen through a list of indices."""
+
+    reader: Callable[[int], np.ndarray]
+    indices: np.ndarray
+
+    @classmethod
+    def of(cls, reader, indices: np.ndarray) -> "_Renumbered":
+        if isinstance(reader, cls):
+            return cls(reader.reader, reader.indices[indices])
+        return cls(reader, indices)
+
+    def __call__(self, index: int) -> np.ndarray:
+        return self.reader(int(self.indices[index]))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A train and a test split.
+
+    Attributes:
+      name: how it was asked for.
+      train: the images to learn from.
+      test: the images to be judged on; its classes are not in `train` unless the
+        data set was opened as a closed set.
+      skipped: (name, reason) of every file that was left out when opening.
+      notes: sentences worth printing when the data set is opened.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def open_dataset(name: str, root: str | None = None, **options) -> Dataset:
+    """Opens a data set by name.
+
+    Args:
+      name: "glyphs" (drawn from typefaces, needs no files) or "folder" (a directory
+        or .zip of class folders or with a labels.csv).
+      root: where its files are; None where it needs none.
+      **options: those of the data set's own `open`, such as `seed` and `size` of
+        glyphs, `channels` and `closed_set` of a folder.
+
+    Raises:
+      InputError: unknown name or option, or whatever is wrong with the files.
+    """
+    if name in _BENCHMARKS:
+        raise InputError(_benchmark_sentence(name, root))
+    if name not in _OPENERS:
+        known = sorted((*_OPENERS, *_BENCHMARKS))
+        raise InputError(
+            f"There is no data set called {name!r}{_suggestion(name, known)}; "
+            f"data.name is one of {', '.join(known)}."
+        )
+    opener = importlib.import_module(_OPENERS[name]).open
+    accepted = [p for p in inspect.signature(opener).parameters if p != "root"]
+    for option in options:
+        if option not in accepted:
+            raise InputError(
+                f"Data set {name!r} has no option {option!r}"
+                f"{_suggestion(option, accepted)}; it takes {', '.join(accepted)}."
+            )
+    return replace(opener(root, **options), name=name)
+
+
+def holdout(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Cuts off whole classes for validation.
+
+    `max(2, round(fraction * c))` of the c classes go to validation, drawn without
+    replacement as a function of the seed alone. There every image is both query and
+    gallery.
+
+    Args:
+      split: the split to cut, usually the training half.
+      fraction: the share of classes to hold out, in (0, 1).
+      seed: which classes.
+
+    Returns:
+      (train, validation), classes disjoint, labels of each dense.
+
+    Raises:
+      InputError: the fraction is outside (0, 1), fewer than two classes would remain
+        on either side, or no held-out class has two images.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise InputError(
+            f"The share of classes held out for validation is {fraction}: it must lie "
+            "between 0 and 1, both excluded."
+        )
+    count = max(2, round(fraction * split.num_classes))
+    if split.num_classes - count < 2:
+        raise InputError(
+            f"Holding out {count} of {split.num_classes} training classes for "
+            "validation leaves fewer than two to train on: hold out a smaller share or "
+            "add classes."
+        )
+    order = streams.stream(seed, streams.HOLDOUT).permutation(split.num_classes)
+    held = np.zeros(split.num_classes, bool)
+    held[order[:count]] = True
+    if np.bincount(split.labels)[held].max() < 2:
+        raise InputError(
+            f"None of the {count} classes held out for validation has two images, so "
+            "no query has anything to find: hold out a larger share of the classes."
+        )
+    is_held = held[split.labels]
+    validation = split.subset(is_held)
+    everything = np.ones(len(validation), bool)
+    validation = replace(validation, is_query=everything, is_gallery=everything)
+    return split.subset(~is_held), validation
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    title: str
+    files: str
+    page: str
+
+
+_BENCHMARKS = {
+    "cub": _Benchmark(
+        "CUB-200-2011",
+        "CUB_200_2011.tgz (images/, images.txt, image_class_labels.txt)",
+        "https://www.vision.caltech.edu/datasets/cub_200_2011/",
+    ),
+    "cars": _Benchmark(
+        "Cars196",
+        "car_ims/ and cars_annos.mat",
+        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
+    ),
+    "sop": _Benchmark(
+        "Stanford Online Products",
+        "Stanford_Online_Products.zip (Ebay_train.txt, Ebay_test.txt)",
+        "https://cvgl.stanford.edu/projects/lifted_struct/",
+    ),
+    "inshop": _Benchmark(
+        "In-Shop Clothes Retrieval",
+        "img.zip and list_eval_partition.txt",
+        "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
+    ),
+}
+
+
+def _benchmark_sentence(name: str, root: str | None) -> str:
+    benchmark = _BENCHMARKS[name]
+    where = f"in {root!r}" if root else "with no data.root given"
+    return (
+        f"{benchmark.title} ({name!r}) was looked for {where}, but this version has no "
+        f"loader for its layout yet: get {benchmark.files} from {benchmark.page}, write "
+        "a labels.csv (path,label,split) beside the images and open it with "
+        "data.name=folder."
+    )
