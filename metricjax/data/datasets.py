@@ -278,7 +278,7 @@ def _benchmark_sentence(name: str, root: str | None) -> str:
     where = f"in {root!r}" if root else "with no data.root given"
     return (
         f"{benchmark.title} ({name!r}) was looked for {where}, but this version has no "
-        f"loader for its layout yet: get {benchmark.files} from {benchmark.page}, write "
-        "a labels.csv (path,label,split) beside the images and open it with "
+        f"loader for its layout yet: get {benchmark.files} from {benchmark.page}, "
+        "write a labels.csv (path,label,split) beside the images and open it with "
         "data.name=folder."
     )

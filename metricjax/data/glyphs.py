@@ -8,7 +8,6 @@ Alpha, Cyrillic A) are one class, since nobody could tell them apart.
 
 import os
 import unicodedata
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +39,12 @@ _LETTER_HEIGHT = 0.72  # point size of the face as a share of the side
 
 
 def open(root: str | None = None, *, size: int = 32, seed: int = 0) -> Dataset:
-    """Draws the data set: about 1,240 classes of 12 images, in about a second.
+    """Draws the data set: about 1,200 classes of 12 images, in a second or two.
 
-    Half of the classes, drawn at random from the seed, are for training, the other half
-    for testing. Image (class, face) is a function of (seed, size, character, face) alone;
-    it is the same on every machine with the same versions of Pillow's FreeType and of
-    matplotlib's faces.
+    Half of the classes, drawn at random from the seed, are for training, the others
+    for testing. Image (class, face) is a function of (seed, size, character, face)
+    alone, the same on every machine with the same Pillow (its FreeType) and matplotlib
+    (its faces).
 
     Args:
       root: not used; None.
@@ -60,14 +59,14 @@ def open(root: str | None = None, *, size: int = 32, seed: int = 0) -> Dataset:
     """
     if root is not None:
         raise InputError(
-            f"data.root is {root!r}, but the glyphs are drawn, not read: leave it unset "
-            "or choose data.name=folder."
+            f"data.root is {root!r}, but the glyphs are drawn, not read: leave it "
+            "unset or choose data.name=folder."
         )
     if not 8 <= size <= 256:
         raise InputError(f"Glyphs of size {size}: the side must be 8 to 256 pixels.")
     fonts = _load_faces(round(_LETTER_HEIGHT * size * _OVERSAMPLING))
-    characters = _distinct_characters(fonts)
-    images = _draw_all(characters, fonts, size, seed)
+    characters, letters = _draw_letters(fonts)
+    images = _draw_all(characters, letters, size, seed)
     order = streams.stream(seed, streams.HALVES).permutation(len(characters))
     half = (len(characters) + 1) // 2
     train = _split(characters, images, np.sort(order[:half]))
@@ -90,8 +89,8 @@ def _load_faces(points: int) -> list:
         path = os.path.join(folder, face + ".ttf")
         if not os.path.exists(path):
             raise InputError(
-                f"{path} is missing: the glyphs are drawn with the faces that come with "
-                "matplotlib from PyPI; reinstall it or choose data.name=folder."
+                f"{path} is missing: the glyphs are drawn with the faces that come "
+                "with matplotlib from PyPI; reinstall it or choose data.name=folder."
             )
         # The basic layout, because the other depends on an optional library.
         fonts.append(
@@ -117,15 +116,16 @@ def _script(character: str) -> str:
     return unicodedata.name(character, "").split(" ")[0]
 
 
-def _mask(font, character: str) -> tuple[bytes, tuple[int, int]]:
-    mask = font.getmask(character, mode="L")
-    return bytes(mask), mask.size
+def _draw_letters(fonts: list) -> tuple[list[str], list[list]]:
+    """The distinct characters, and each one's drawing in every face.
 
+    Of the characters that some face draws alike, only the first is kept.
+    """
+    from PIL import Image
 
-def _distinct_characters(fonts: list) -> list[str]:
-    """One character for each set of those that some face draws alike: the first."""
-    candidates = _candidates(fonts)
-    parent = list(range(len(candidates)))
+    characters = _candidates(fonts)
+    letters = [[] for _ in characters]
+    parent = list(range(len(characters)))
 
     def find(i: int) -> int:
         while parent[i] != i:
@@ -135,66 +135,76 @@ def _distinct_characters(fonts: list) -> list[str]:
 
     for font in fonts:
         first_drawn_so = {}
-        for i, character in enumerate(candidates):
-            other = first_drawn_so.setdefault(_mask(font, character), i)
+        for i, character in enumerate(characters):
+            mask = font.getmask(character, mode="L")
+            letter = Image.new("L", mask.size)
+            letter.paste(mask, (0, 0, *mask.size))
+            letters[i].append(letter)
+            other = first_drawn_so.setdefault((mask.size, letter.tobytes()), i)
             a, b = sorted((find(i), find(other)))
             parent[b] = a
-    return [c for i, c in enumerate(candidates) if find(i) == i]
+    distinct = [i for i in range(len(characters)) if find(i) == i]
+    return [characters[i] for i in distinct], [letters[i] for i in distinct]
 
 
-def _draw_all(characters: list[str], fonts: list, size: int, seed: int) -> np.ndarray:
+def _draw_all(
+    characters: list[str], letters: list[list], size: int, seed: int
+) -> np.ndarray:
     """Every character in every face: uint8 [characters * faces, size, size, 1]."""
-    images = np.empty((len(characters), len(fonts), size, size), np.uint8)
-
-    def draw(c: int) -> None:
-        images[c] = _draw_character(characters[c], fonts, size, seed)
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(draw, range(len(characters))))
+    images = np.empty((len(characters), len(FACES), size, size), np.uint8)
+    for c, character in enumerate(characters):
+        rng = streams.stream(seed, streams.GLYPHS, ord(character))
+        images[c] = _change(letters[c], size, rng)
     return images.reshape(-1, size, size, 1)
 
 
-def _draw_character(character: str, fonts: list, size: int, seed: int) -> np.ndarray:
-    """One character in every face: uint8 [faces, size, size]."""
+def _change(letters: list, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One character's drawings, each changed at random: uint8 [faces, size, size]."""
     from PIL import Image
 
-    rng = streams.stream(seed, streams.GLYPHS, ord(character))
-    changes = rng.uniform(-1.0, 1.0, (len(fonts), 5))
-    noise = rng.standard_normal((len(fonts), size, size), np.float32)
     side = size * _OVERSAMPLING
-    drawings = np.empty((len(fonts), size, size), np.uint8)
-    for face, font in enumerate(fonts):
-        letter, offset = font.getmask2(character, mode="L")
-        width, height = letter.size
-        # One pixel of margin, so that the edge of the letter is blended, not cut.
-        drawing = Image.new("L", (width + 2, height + 2))
-        drawing.im.paste(letter, (1, 1, width + 1, height + 1))
-        coefficients = _inverse_affine(changes[face], drawing.size, side)
-        drawing = drawing.transform(
-            (side, side), Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR
+    sizes = np.array([letter.size for letter in letters])
+    coefficients = _inverse_affine(
+        rng.uniform(-1.0, 1.0, (len(letters), 5)), sizes, side
+    ).tolist()
+    noise = rng.standard_normal((len(letters), size, size), np.float32)
+    ink = np.empty(noise.shape, np.float32)
+    for face, letter in enumerate(letters):
+        changed = letter.transform(
+            (side, side),
+            Image.Transform.AFFINE,
+            coefficients[face],
+            Image.Resampling.BILINEAR,
         )
-        drawings[face] = np.asarray(drawing.reduce(_OVERSAMPLING))
-    return np.clip(255.0 - drawings + NOISE * noise, 0.0, 255.0).astype(np.uint8)
+        ink[face] = changed.reduce(_OVERSAMPLING)
+    return np.clip(255 - ink + np.float32(NOISE) * noise, 0, 255).astype(np.uint8)
 
 
-def _inverse_affine(
-    change: np.ndarray, source: tuple[int, int], side: int
-) -> tuple[float, ...]:
-    """Six numbers that take a pixel of the image to one of the drawing.
+def _inverse_affine(change: np.ndarray, sizes: np.ndarray, side: int) -> np.ndarray:
+    """For each face six numbers that take a pixel of the image to one of the drawing.
 
     The drawing's centre goes to the image's centre plus the shift; about it the letter
-    is scaled, sheared and rotated: p = R(angle) @ [[1, shear], [0, 1]] * factor @ q.
+    is sheared, rotated and scaled: p = factor * R(angle) @ [[1, shear], [0, 1]] @ q, so
+    q = [[1, -shear], [0, 1]] @ R(-angle) @ p / factor.
+
+    Args:
+      change: [faces, 5] in [-1, 1]: rotation, scale, shear, shift in x and in y.
+      sizes: [faces, 2], width and height of each drawing.
+      side: of the image, in pixels of the drawing.
+
+    Returns:
+      [faces, 6], PIL's order.
     """
-    angle = np.deg2rad(ROTATION * change[0])
-    factor = (1.0 + SCALE) ** change[1]
-    rotation = np.array(
-        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    )
-    forward = factor * rotation @ np.array([[1.0, SHEAR * change[2]], [0.0, 1.0]])
-    inverse = np.linalg.inv(forward)
-    centre = side / 2 + SHIFT * side * change[3:5]
-    offset = np.array(source) / 2 - inverse @ centre
-    return (*inverse[0], offset[0], *inverse[1], offset[1])
+    angle = np.deg2rad(ROTATION) * change[:, 0]
+    factor = (1.0 + SCALE) ** change[:, 1]
+    shear = SHEAR * change[:, 2]
+    cosine, sine = np.cos(angle) / factor, np.sin(angle) / factor
+    a, b = cosine + shear * sine, sine - shear * cosine
+    c, d = -sine, cosine
+    x, y = (side / 2 + SHIFT * side * change[:, 3:5]).T
+    x_offset = sizes[:, 0] / 2 - a * x - b * y
+    y_offset = sizes[:, 1] / 2 - c * x - d * y
+    return np.stack([a, b, x_offset, c, d, y_offset], axis=1)
 
 
 @dataclass(frozen=True)
