@@ -1,0 +1,316 @@
+"""The report of a run: one HTML file that needs no network.
+
+Everything is inside the file (style, curves, pictures); it runs no script, and its
+content security policy forbids it to load anything.
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import math
+import os
+import pathlib
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import jinja2
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from metricjax.reports import figures, thumbnails
+
+GALLERY_TITLES = {"before": "Before training", "after": "After training"}
+OPEN_QUERIES = 4
+STRIP_COLUMNS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Some queries and their nearest neighbours, most similar first.
+
+    Attributes:
+        queries: [q] index of each query image.
+        neighbors: [q, k] index of each neighbour; below 0 where there is none.
+        similarities: [q, k] cosine similarity, in -1..1.
+        correct: [q, k] whether the neighbour is of the query's class.
+    """
+
+    queries: Int[np.ndarray, "q"]
+    neighbors: Int[np.ndarray, "q k"]
+    similarities: Float[np.ndarray, "q k"]
+    correct: Bool[np.ndarray, "q k"]
+
+    def __post_init__(self):
+        shape = np.shape(self.neighbors)
+        same = np.shape(self.similarities) == np.shape(self.correct) == shape
+        if len(shape) != 2 or not same or np.shape(self.queries) != shape[:1]:
+            raise ValueError(
+                "A Gallery needs queries [q] and neighbors, similarities and correct "
+                f"[q, k], not {list(np.shape(self.queries))}, {list(shape)}, "
+                f"{list(np.shape(self.similarities))}, {list(np.shape(self.correct))}."
+            )
+
+
+def write(
+    path: str | os.PathLike,
+    *,
+    results: Mapping,
+    history: Sequence[Mapping],
+    config: Mapping,
+    galleries: Mapping[str, Gallery],
+    image: Callable[[int], np.ndarray],
+    name: Callable[[int], str],
+) -> None:
+    """Writes the report, whole or not at all (a temporary file, then a rename).
+
+    Args:
+        path: the HTML file; one that exists is replaced.
+        results: as in results.json: metrics by name in 0..1 (`recall@1`, `map@r`, ...)
+            with `intervals`, `floor`, `untrained`, `validation`, `queries`,
+            `dataset` (`train`, `validation` and `test`, each with `classes` and
+            `images`, or the same flat: `train_classes`; `skipped`, `notes`), and
+            whatever else is to stand under the run's details. All may be missing.
+        history: the lines of metrics.jsonl, see `figures.panels`.
+        config: the run's settings; `data.name` names the data set.
+        galleries: queries and neighbours by moment, "before" and "after"; rows of the
+            same query stand side by side.
+        image: index to uint8 [h, w, c], c = 1 or 3.
+        name: index to what the image is called.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    text = render(
+        results=results,
+        history=history,
+        config=config,
+        galleries=galleries,
+        image=image,
+        name=name,
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def render(*, results, history, config, galleries, image, name) -> str:
+    """The report as a string; arguments as for `write`."""
+    settings = _flatten(config)
+    dataset = results.get("dataset") or {}
+    counts = _flatten(dataset, "_")
+    main, others = figures.panels(history, results.get("selected_step"))
+    rows = _gallery_rows(galleries, image, name)
+    return _template().render(
+        dataset=counts.get("name") or settings.get("data.name") or "",
+        tiles=_tiles(counts),
+        closed_set=bool(counts.get("closed_set", settings.get("data.closed_set"))),
+        headline=_headline(results),
+        metrics=_metrics(results),
+        results=results,
+        panels=main,
+        other_panels=others,
+        open_rows=rows[:OPEN_QUERIES],
+        more_rows=rows[OPEN_QUERIES:],
+        settings={key: _text(value) for key, value in settings.items()},
+        details=_details(results, history),
+        skipped=[_skipped(one) for one in dataset.get("skipped") or ()],
+        notes=[str(note) for note in dataset.get("notes") or ()],
+    )
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    source = importlib.resources.files(__package__).joinpath("template.html")
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["count"] = _count
+    return environment.from_string(source.read_text(encoding="utf-8"))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _count(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else _text(value)
+
+
+def _share(values: Mapping | None, key: str) -> float | None:
+    """A finite number of a dict that may lack it."""
+    value = (values or {}).get(key)
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if real and math.isfinite(value) else None
+
+
+def _interval(values: Mapping | None, key: str) -> tuple[float, float] | None:
+    pair = ((values or {}).get("intervals") or {}).get(key)
+    if pair is None or any(bound is None or math.isnan(bound) for bound in pair):
+        return None
+    return float(pair[0]), float(pair[1])
+
+
+def _tiles(counts: Mapping) -> list[dict]:
+    """The three sets of classes: trained on, choosing, tested on."""
+    titles = {
+        "train": ("Trained on", "seen"),
+        "validation": ("Chose the step", "held out of training"),
+        "test": ("Tested on", "never seen in training"),
+    }
+    tiles = []
+    for key, (title, remark) in titles.items():
+        classes, images = counts.get(f"{key}_classes"), counts.get(f"{key}_images")
+        if classes is not None:
+            tiles.append(
+                {"title": title, "classes": classes, "images": images, "remark": remark}
+            )
+    return tiles
+
+
+def _headline(results: Mapping) -> dict:
+    """Recall@1 beside its two baselines, and a sentence on what that shows."""
+    after, interval = _share(results, "recall@1"), _interval(results, "recall@1")
+    untrained, floor = results.get("untrained"), _share(results, "floor")
+    before = _share(untrained, "recall@1")
+    bars = [
+        ("after", "After training", after, interval),
+        ("before", "Before training", before, _interval(untrained, "recall@1")),
+        ("floor", "Raw pixels, no network", floor, None),
+    ]
+    baselines = [value for value in (before, floor) if value is not None]
+    verdict, good = None, True
+    if after is not None and baselines:
+        gain = 100 * (after - max(baselines))
+        best = "raw pixels" if max(baselines) == floor else "the untrained network"
+        if gain <= 0:
+            verdict, good = f"Training did not beat {best}.", False
+        elif interval and interval[0] <= max(baselines):
+            verdict = f"{gain:.1f} points above {best}, but the interval reaches there."
+            good = False
+        else:
+            verdict = f"{gain:.1f} points above {best}."
+    return {
+        "value": after,
+        "interval": interval,
+        "bars": [bar for bar in bars if bar[2] is not None],
+        "verdict": verdict,
+        "good": good,
+    }
+
+
+def _order(key: str) -> tuple:
+    recall = re.fullmatch(r"recall@(\d+)", key)
+    return (0, int(recall[1]), key) if recall else (1, 0, key)
+
+
+def _is_metric(key: str, results: Mapping) -> bool:
+    known = re.fullmatch(r"recall@\d+|(macro_)?(r_precision|map@r)|nmi|f1", key)
+    return bool(known) or key in (results.get("intervals") or {})
+
+
+def _metrics(results: Mapping) -> list[dict]:
+    keys = [key for key in results if _is_metric(key, results)]
+    titles = {"r_precision": "R-precision", "map@r": "MAP@R", "nmi": "NMI", "f1": "F1"}
+    return [
+        {
+            "title": titles.get(key, key.capitalize()),
+            "value": _share(results, key),
+            "interval": _interval(results, key),
+            "before": _share(results.get("untrained"), key),
+            "validation": _share(results.get("validation"), key),
+        }
+        for key in sorted(keys, key=_order)
+    ]
+
+
+def _gallery_rows(galleries, image, name) -> list[dict]:
+    """One row a query: the query, and its neighbours at each moment."""
+
+    @functools.cache
+    def picture(index: int) -> dict:
+        return {"name": str(name(index)), "image": thumbnails.thumbnail(image(index))}
+
+    rows: dict[int, dict] = {}
+    for moment, gallery in galleries.items():
+        for at, query in enumerate(np.asarray(gallery.queries).tolist()):
+            row = rows.setdefault(query, {**picture(query), "strips": []})
+            row["strips"].append(_strip(moment, gallery, at, picture))
+    return list(rows.values())
+
+
+def _strip(moment: str, gallery: Gallery, at: int, picture) -> dict:
+    neighbors = [
+        {
+            **picture(int(index)),
+            "similarity": f"{gallery.similarities[at, rank]:.2f}",
+            "correct": bool(gallery.correct[at, rank]),
+        }
+        for rank, index in enumerate(gallery.neighbors[at])
+        if index >= 0
+    ]
+    lines = max(math.ceil(len(neighbors) / STRIP_COLUMNS), 1)
+    return {
+        "title": GALLERY_TITLES.get(moment, moment),
+        "neighbors": neighbors,
+        "right": sum(neighbor["correct"] for neighbor in neighbors),
+        "columns": max(math.ceil(len(neighbors) / lines), 1),
+    }
+
+
+def _details(results: Mapping, history: Sequence[Mapping]) -> dict[str, str]:
+    """What is known of the run and is not a metric, as text by name."""
+    shown_elsewhere = ("untrained", "validation", "intervals", "floor")
+    facts = {
+        key: value
+        for key, value in results.items()
+        if key not in shown_elsewhere and not _is_metric(key, results)
+    }
+    if isinstance(facts.get("dataset"), Mapping):
+        hidden = ("skipped", "notes")
+        facts["dataset"] = {
+            key: value for key, value in facts["dataset"].items() if key not in hidden
+        }
+    speed = figures.recorded(history, r"^images_?(/|per_)s")
+    if speed:
+        facts["images per second (median)"] = round(statistics.median(speed))
+    return {key: _text(value) for key, value in _flatten(facts).items()}
+
+
+def _flatten(values: Mapping, separator: str = ".", prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, separator, f"{prefix}{key}{separator}"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    return str(value)
+
+
+def _skipped(one: object) -> tuple[str, str]:
+    """(file, reason) of an entry of `skipped`, which may be the file alone."""
+    if isinstance(one, str):
+        return one, ""
+    file, reason = one
+    return str(file), str(reason)
