@@ -1,0 +1,46 @@
+"""Arithmetic that stays finite: safe roots, unit vectors, reductions under a mask.
+
+Every loss goes through these, so that an empty set, a duplicate image or a zero vector
+gives a finite value and a finite gradient. They do not hide a NaN that came in.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def safe_sqrt(squares: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Square root whose value and gradient are 0 where the square is not positive.
+
+    `sqrt` has an infinite slope at 0, which a later mask turns into NaN; the root is
+    therefore taken of 1 there and the result replaced. NaN stays NaN.
+    """
+    zero = squares <= 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
+
+
+def l2_normalize(
+    vectors: Float[Array, "... d"], epsilon: float = 1e-12
+) -> Float[Array, "... d"]:
+    """`x / sqrt(|x|^2 + epsilon)` along the last axis; the zero vector stays zero."""
+    squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(squares + epsilon)
+
+
+def masked_max(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Largest value under the mask; 0, with no gradient, where the mask is empty."""
+    best = jnp.max(jnp.where(mask, values, -jnp.inf))
+    return jnp.where(mask.any(), best, 0.0)
+
+
+def masked_min(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
+    """Smallest value under the mask; 0, with no gradient, where the mask is empty."""
+    return -masked_max(-values, mask)
+
+
+def masked_mean(
+    values: Float[Array, " n"], mask: Bool[Array, " n"]
+) -> Float[Array, ""]:
+    """Mean of the values under the mask; 0 where the mask is empty."""
+    total = jnp.sum(jnp.where(mask, values, 0.0))
+    return total / jnp.maximum(jnp.sum(mask), 1)
