@@ -1,0 +1,269 @@
+"""Batches on the host: read, prepare, cache, augment, in order and ahead of time.
+
+What stands in batch `step` is a function of (seed, step) and the files alone: neither
+the number of threads nor the number of hosts, nor the step at which a run was resumed,
+changes a byte of it.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from metricjax.data import streams
+from metricjax.data.datasets import Split, UnreadableImage
+from metricjax.data.transforms import Transform
+from metricjax.errors import InputError
+
+Batch = dict[str, np.ndarray]
+
+
+class SkipLog:
+    """The images that could not be read, each once, from any thread."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._reasons: dict[str, str] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        with self._lock:
+            self._reasons.setdefault(name, reason)
+
+    def items(self) -> tuple[tuple[str, str], ...]:
+        """(name, reason) of each image, sorted by name."""
+        with self._lock:
+            return tuple(sorted(self._reasons.items()))
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+
+class Batches(Iterator[Batch]):
+    """An iterator of batches that are made ahead of time; close it when done.
+
+    Also a context manager. `skipped` is the log of images that could not be read.
+    """
+
+    def __init__(self, iterator: Iterator[Batch], skipped: SkipLog):
+        self._iterator = iterator
+        self.skipped = skipped
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Stops the threads; what they have made ahead is dropped."""
+        close = getattr(self._iterator, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def train_batches(
+    split: Split,
+    sampler,
+    transform: Transform,
+    *,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int | None = None,
+    cache_bytes: int = 1 << 30,
+    skipped: SkipLog | None = None,
+) -> Batches:
+    """The training batches of steps start_step, ..., num_steps - 1, this host's rows.
+
+    The random half of the transform gets a stream named by (seed, step, place in the
+    global batch). An image that cannot be read is replaced by the next readable one of
+    its class in the order of the split; `indices` says which image is really there.
+
+    Args:
+      split: the images.
+      sampler: `sampler[step] -> int [batch_size]` indices into the split, such as
+        `PKSampler`; safe to call from any thread.
+      transform: the host's part of the recipe.
+      seed: of the augmentation.
+      start_step: the first step wanted; a resumed run passes the step it stands at.
+      num_steps: the step to stop before, that is the length of the whole run.
+      process_index, process_count: this host, and how many there are. Each takes
+        consecutive rows of the global batch; when the count divides P, whole classes.
+      threads: that prepare batches, each a whole one; 0: none, all is done in `next`.
+        None: one per processor, at most 16.
+      cache_bytes: how much memory prepared images may take; 0 for no cache.
+      skipped: where to record unreadable images; None: a new log.
+
+    Yields:
+      dict of `images` uint8 [b, s, s, c], `labels` int32 [b], `indices` int64 [b],
+      with b = batch_size / process_count.
+
+    Raises:
+      InputError: the hosts do not divide the batch; while iterating: every image of a
+        class is unreadable.
+    """
+    skipped = SkipLog() if skipped is None else skipped
+    rows = host_rows(sampler.batch_size, process_index, process_count)
+    images = _Images(split, transform.prepare_train, cache_bytes, skipped)
+
+    def load(step: int) -> Batch:
+        wanted = sampler[step][rows]
+        size, channels = transform.config.image_size, transform.config.channels
+        batch = np.empty((len(wanted), size, size, channels), np.uint8)
+        shown = np.empty(len(wanted), np.int64)
+        for row, index in enumerate(wanted.tolist()):
+            shown[row], prepared = images.read_or_replace(index)
+            place = rows.start + row
+            rng = streams.stream(seed, streams.AUGMENT, place, step)
+            batch[row] = transform.augment(prepared, rng)
+        return {"images": batch, "labels": split.labels[shown], "indices": shown}
+
+    iterator = _in_order(load, range(start_step, num_steps), threads)
+    return Batches(iterator, skipped)
+
+
+def test_batches(
+    split: Split,
+    transform: Transform,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int | None = None,
+    skipped: SkipLog | None = None,
+) -> Batches:
+    """Every image of a split once, in its order, this host's rows of each batch.
+
+    Args:
+      split: the images.
+      transform: the host's part of the recipe; only `prepare_test` is used.
+      batch_size: of the global batch.
+      process_index, process_count, threads, skipped: as in `train_batches`.
+
+    Yields:
+      dict of `images` uint8 [b, s, s, c], `labels` int32 [b], `indices` int64 [b],
+      `valid` bool [b], with b = batch_size / process_count. Unreadable images are black
+      and not valid; the last batch is filled up with black images that are not valid,
+      of label and index -1, so that all batches have one shape and all hosts as many.
+
+    Raises:
+      InputError: the hosts do not divide the batch.
+    """
+    skipped = SkipLog() if skipped is None else skipped
+    rows = host_rows(batch_size, process_index, process_count)
+    images = _Images(split, transform.prepare_test, 0, skipped)
+
+    def load(number: int) -> Batch:
+        first = number * batch_size
+        indices = np.arange(first + rows.start, first + rows.stop)
+        indices[indices >= len(split)] = -1
+        size, channels = transform.config.image_size, transform.config.channels
+        batch = np.zeros((len(indices), size, size, channels), np.uint8)
+        labels = np.full(len(indices), -1, np.int32)
+        valid = np.zeros(len(indices), bool)
+        for row, index in enumerate(indices.tolist()):
+            if index < 0:
+                continue
+            labels[row] = split.labels[index]
+            prepared = images.read(index)
+            if prepared is not None:
+                batch[row], valid[row] = prepared, True
+        return {"images": batch, "labels": labels, "indices": indices, "valid": valid}
+
+    count = -(-len(split) // batch_size)
+    return Batches(_in_order(load, range(count), threads), skipped)
+
+
+def host_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """This host's rows of the global batch: consecutive, as many on every host.
+
+    Raises:
+      InputError: the hosts do not divide the batch.
+    """
+    if batch_size < 1 or batch_size % process_count:
+        below = batch_size // process_count * process_count
+        legal = [n for n in (below, below + process_count) if n > 0]
+        raise InputError(
+            f"A batch of {batch_size} cannot be divided among {process_count} hosts: "
+            f"the nearest batch_size that can is {' or '.join(map(str, legal))}."
+        )
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def _in_order(
+    load: Callable[[int], Batch], steps: range, threads: int | None
+) -> Iterator[Batch]:
+    """load(step) for each step, in order, made ahead in threads."""
+    import grain
+
+    if threads is None:
+        threads = min(16, os.cpu_count() or 1)
+    # At least two batches ahead; more only lengthens the wait for the first one.
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0
+    )
+    dataset = grain.MapDataset.source(steps).map(load)
+    return iter(dataset.to_iter_dataset(options))
+
+
+class _Images:
+    """The prepared images of a split, those first read kept as far as memory allows.
+
+    Images are dealt from decks, so each is asked for as often as any other: to evict
+    one for another would gain nothing, and what came first stays.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        prepare: Callable[[np.ndarray], np.ndarray],
+        cache_bytes: int,
+        skipped: SkipLog,
+    ):
+        self._split, self._prepare, self._skipped = split, prepare, skipped
+        self._lock = threading.Lock()
+        self._kept: dict[int, np.ndarray | None] = {}
+        self._bytes_left = cache_bytes
+
+    def read(self, index: int) -> np.ndarray | None:
+        """The prepared image, or None if it cannot be read."""
+        if index in self._kept:
+            return self._kept[index]
+        try:
+            prepared = self._prepare(self._split.read(index))
+        except UnreadableImage as error:
+            self._skipped.add(error.name, error.reason)
+            self._kept[index] = None
+            return None
+        with self._lock:
+            if index not in self._kept and prepared.nbytes <= self._bytes_left:
+                # A copy of its own: a view would keep all it looks at alive.
+                self._kept[index] = np.array(prepared)
+                self._bytes_left -= prepared.nbytes
+        return prepared
+
+    def read_or_replace(self, index: int) -> tuple[int, np.ndarray]:
+        """(i, image i): i = index, or the next of its class that can be read."""
+        prepared = self.read(index)
+        if prepared is not None:
+            return index, prepared
+        label = self._split.labels[index]
+        same_class = np.flatnonzero(self._split.labels == label)
+        start = int(np.searchsorted(same_class, index))
+        for other in np.roll(same_class, -start)[1:].tolist():
+            prepared = self.read(other)
+            if prepared is not None:
+                return other, prepared
+        raise InputError(
+            f"None of the {len(same_class)} images of class "
+            f"{self._split.class_names[label]!r} can be read, the first being "
+            f"{self._split.names[same_class[0]]}: remove the class or restore its "
+            "files."
+        )
