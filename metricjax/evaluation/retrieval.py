@@ -92,6 +92,10 @@ def retrieval(
     own_index = own_rows(own_index, len(queries), len(gallery))
     available = len(gallery) - bool((own_index >= 0).any())
     recall_at = _checked_depths(recall_at, available)
+    if isinstance(bootstrap, bool) or int(bootstrap) != bootstrap or bootstrap < 0:
+        raise InputError(
+            f"bootstrap is {bootstrap}: give a number of resamples, 0 for none."
+        )
 
     relevant = _relevant_counts(labels, gallery_labels, own_index)
     counted = np.flatnonzero(relevant > 0)
