@@ -4,7 +4,6 @@ Everything is inside the file (style, curves, pictures); it runs no script, and 
 content security policy forbids it to load anything.
 """
 
-import dataclasses
 import functools
 import importlib.resources
 import math
@@ -16,40 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jinja2
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from markupsafe import Markup, escape
 
-from metricjax.reports import figures, thumbnails
+from metricjax.reports import figures
+from metricjax.reports.galleries import Gallery
+from metricjax.reports.galleries import rows as gallery_rows
 
-GALLERY_TITLES = {"before": "Before training", "after": "After training"}
 OPEN_QUERIES = 4
-STRIP_COLUMNS = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Gallery:
-    """Some queries and their nearest neighbours, most similar first.
-
-    Attributes:
-        queries: [q] index of each query image.
-        neighbors: [q, k] index of each neighbour; below 0 where there is none.
-        similarities: [q, k] cosine similarity, in -1..1.
-        correct: [q, k] whether the neighbour is of the query's class.
-    """
-
-    queries: Int[np.ndarray, "q"]
-    neighbors: Int[np.ndarray, "q k"]
-    similarities: Float[np.ndarray, "q k"]
-    correct: Bool[np.ndarray, "q k"]
-
-    def __post_init__(self):
-        shape = np.shape(self.neighbors)
-        same = np.shape(self.similarities) == np.shape(self.correct) == shape
-        if len(shape) != 2 or not same or np.shape(self.queries) != shape[:1]:
-            raise ValueError(
-                "A Gallery needs queries [q] and neighbors, similarities and correct "
-                f"[q, k], not {list(np.shape(self.queries))}, {list(shape)}, "
-                f"{list(np.shape(self.similarities))}, {list(np.shape(self.correct))}."
-            )
 
 
 def write(
@@ -104,7 +76,7 @@ def render(*, results, history, config, galleries, image, name) -> str:
     dataset = results.get("dataset") or {}
     counts = _flatten(dataset, "_")
     main, others = figures.panels(history, results.get("selected_step"))
-    rows = _gallery_rows(galleries, image, name)
+    rows = gallery_rows(galleries, image, name)
     return _template().render(
         dataset=counts.get("name") or settings.get("data.name") or "",
         tiles=_tiles(counts),
@@ -134,11 +106,17 @@ def _template() -> jinja2.Template:
     )
     environment.filters["percent"] = _percent
     environment.filters["count"] = _count
+    environment.filters["breakable"] = _breakable
     return environment.from_string(source.read_text(encoding="utf-8"))
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}%"
+
+
+def _breakable(text: str) -> Markup:
+    """Escaped text that may break after the separators of paths and names."""
+    return Markup(re.sub(r"([/._])", r"\1<wbr>", str(escape(text))))
 
 
 def _count(value: object) -> str:
@@ -230,40 +208,6 @@ def _metrics(results: Mapping) -> list[dict]:
         }
         for key in sorted(keys, key=_order)
     ]
-
-
-def _gallery_rows(galleries, image, name) -> list[dict]:
-    """One row a query: the query, and its neighbours at each moment."""
-
-    @functools.cache
-    def picture(index: int) -> dict:
-        return {"name": str(name(index)), "image": thumbnails.thumbnail(image(index))}
-
-    rows: dict[int, dict] = {}
-    for moment, gallery in galleries.items():
-        for at, query in enumerate(np.asarray(gallery.queries).tolist()):
-            row = rows.setdefault(query, {**picture(query), "strips": []})
-            row["strips"].append(_strip(moment, gallery, at, picture))
-    return list(rows.values())
-
-
-def _strip(moment: str, gallery: Gallery, at: int, picture) -> dict:
-    neighbors = [
-        {
-            **picture(int(index)),
-            "similarity": f"{gallery.similarities[at, rank]:.2f}",
-            "correct": bool(gallery.correct[at, rank]),
-        }
-        for rank, index in enumerate(gallery.neighbors[at])
-        if index >= 0
-    ]
-    lines = max(math.ceil(len(neighbors) / STRIP_COLUMNS), 1)
-    return {
-        "title": GALLERY_TITLES.get(moment, moment),
-        "neighbors": neighbors,
-        "right": sum(neighbor["correct"] for neighbor in neighbors),
-        "columns": max(math.ceil(len(neighbors) / lines), 1),
-    }
 
 
 def _details(results: Mapping, history: Sequence[Mapping]) -> dict[str, str]:

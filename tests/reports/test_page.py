@@ -71,7 +71,7 @@ def render(**changes):
 class Elements(html.parser.HTMLParser):
     """Every element with its attributes, and a check that elements nest."""
 
-    VOID = {"img", "meta", "br", "link", "input", "hr"}
+    VOID = {"img", "meta", "br", "wbr", "link", "input", "hr"}
 
     def __init__(self, text):
         super().__init__()
@@ -160,6 +160,12 @@ def test_frames_and_marks_tell_right_from_wrong():
     assert frames.count("right") == frames.count("wrong") == 12
     signs = [attributes["href"] for tag, attributes in found if tag == "use"]
     assert signs.count("#tick") == signs.count("#cross") == 12 + 1
+
+
+def test_long_names_may_break_at_their_separators():
+    text = render(name=lambda index: "a/b_c&d.png")
+    assert "a/<wbr>b_<wbr>c&amp;d.<wbr>png</h3>" in text
+    assert "&lt;wbr" not in text
 
 
 def test_before_and_after_of_one_query_share_a_row():
