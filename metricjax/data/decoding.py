@@ -1,0 +1,87 @@
+"""Image files to uint8 arrays, whatever their mode; and a cheap look at their kind."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# How the files of the usual formats begin.
+_SIGNATURES = (
+    b"\xff\xd8\xff",  # JPEG
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"BM",
+    b"II*\x00",  # TIFF
+    b"MM\x00*",
+)
+HEAD_BYTES = 4096
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Whether a file that begins so is an image that PIL knows; decodes nothing.
+
+    Args:
+      head: the first `HEAD_BYTES` of the file, or all of it.
+    """
+    if head.startswith(_SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return True
+    try:
+        with Image.open(io.BytesIO(head)):
+            return True
+    except Image.DecompressionBombError:
+        return True  # An image; too large a one to be decoded.
+    except Exception:  # PIL's plug-ins raise nearly anything on foreign bytes.
+        return False
+
+
+def decode(data: bytes, channels: int) -> np.ndarray:
+    """An image file's content as uint8 [h, w, channels], upright.
+
+    Grey, palette, CMYK, 16-bit and transparent images come out as they look in a
+    viewer: 16 bits are scaled to 8, transparency is laid on white, the orientation in
+    the EXIF data is applied.
+
+    Args:
+      data: the whole file.
+      channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
+
+    Raises:
+      ValueError: it cannot be decoded; the message is the reason.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = image.width * image.height
+            if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than the limit of "
+                    f"{Image.MAX_IMAGE_PIXELS}"
+                )
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _to_array(upright, "L" if channels == 1 else "RGB")
+    except UnidentifiedImageError:
+        raise ValueError("it is not an image of a known format") from None
+    except Exception as error:  # On damaged data PIL's decoders raise nearly anything.
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _to_array(image: Image.Image, mode: str) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_to_eight_bits(image))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image)
+    pixels = np.asarray(image.convert(mode))
+    return pixels[:, :, None] if mode == "L" else pixels
+
+
+def _to_eight_bits(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits: 65535 becomes 255; of fractions, 1.0 does."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    if image.mode == "F" and values.max(initial=0.0) <= 1.0:
+        values = values * 255.0
+    elif image.mode.startswith("I;16") or values.max(initial=0.0) > 255.0:
+        values = values / 257.0
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
