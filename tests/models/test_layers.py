@@ -1,0 +1,142 @@
+"""Convolution, batch normalisation, pooling and the safe l2 normalisation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from metricjax.models import layers
+
+
+def test_l2_normalize_values_and_zero_vector():
+    vectors = np.random.default_rng(0).normal(size=(4, 3, 7))
+    normalized = layers.l2_normalize(jnp.asarray(vectors, jnp.float32))
+    np.testing.assert_allclose(
+        normalized, reference.l2_normalize(vectors), rtol=2e-6, atol=1e-7
+    )
+    zeros = jnp.zeros((2, 5))
+    gradient = jax.grad(lambda v: layers.l2_normalize(v).sum())(zeros)
+    assert np.all(layers.l2_normalize(zeros) == 0)
+    assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "strides", "padding"),
+    [(1, 1, None), (1, 2, None), (3, 1, None), (3, 2, None), (7, 2, None), (3, 1, 0)],
+)
+def test_convolution_equals_reference(kernel_size, strides, padding):
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(2, 9, 10, 3))
+    conv = layers.Conv(5, kernel_size, strides, padding)
+    variables = conv.init(jax.random.key(0), jnp.asarray(images, jnp.float32))
+    expected = reference.convolve(
+        images,
+        np.asarray(variables["params"]["kernel"], np.float64),
+        strides,
+        (kernel_size - 1) // 2 if padding is None else padding,
+    )
+    got = conv.apply(variables, jnp.asarray(images, jnp.float32))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_grouped_convolution_is_one_convolution_per_group():
+    rng = np.random.default_rng(2)
+    images = jnp.asarray(rng.normal(size=(1, 6, 6, 4)), jnp.float32)
+    conv = layers.Conv(6, 3, groups=2, use_bias=True)
+    variables = conv.init(jax.random.key(0), images)
+    kernel = np.asarray(variables["params"]["kernel"])
+    assert kernel.shape == (3, 3, 2, 6)
+    bias = jnp.arange(6.0)
+    got = conv.apply({"params": {"kernel": kernel, "bias": bias}}, images)
+    halves = [
+        reference.convolve(images[..., :2], kernel[..., :3], 1, 1),
+        reference.convolve(images[..., 2:], kernel[..., 3:], 1, 1),
+    ]
+    expected = np.concatenate(halves, axis=-1) + np.arange(6)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"),
+    [((8, 6), 2, 2, 0), ((9, 7), 2, 2, 0), ((9, 9), 3, 3, 0), ((8, 7), 3, 2, 1)],
+)
+def test_max_pool_equals_reference(size, window, stride, padding):
+    images = np.random.default_rng(3).normal(size=(2, *size, 3)) - 5.0
+    images = images.astype(np.float32)
+    got = layers.max_pool(jnp.asarray(images), window, stride, padding)
+    expected = reference.max_pool(images, window, stride, padding)
+    np.testing.assert_array_equal(got, expected.astype(np.float32))
+
+
+def test_max_pool_gradient_goes_to_the_maximum():
+    images = jnp.asarray(np.random.default_rng(4).normal(size=(1, 4, 4, 2)), "float32")
+    gradient = jax.grad(lambda x: layers.max_pool(x, 2, 2).sum())(images)
+    windows = reference.max_pool(images, 2, 2).repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_array_equal(gradient, (images == windows).astype(np.float32))
+
+
+def _normalize(features, train, **options):
+    norm = layers.BatchNorm(**options)
+    variables = {
+        "params": {"scale": jnp.asarray([1.5, 0.5]), "bias": jnp.asarray([0.1, -0.2])},
+        "batch_stats": {"mean": jnp.asarray([0.3, 1]), "var": jnp.asarray([2.0, 0.7])},
+    }
+    return variables, *norm.apply(variables, features, train, mutable=["batch_stats"])
+
+
+def test_batch_norm_uses_and_updates_statistics():
+    features = np.random.default_rng(5).normal(2.0, 3.0, size=(6, 3, 3, 2))
+    variables, got, update = _normalize(jnp.asarray(features, jnp.float32), True)
+    mean, variance = features.mean(axis=(0, 1, 2)), features.var(axis=(0, 1, 2))
+    scale, bias = variables["params"]["scale"], variables["params"]["bias"]
+    expected = reference.batch_norm(features, scale, bias, mean, variance)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    before = variables["batch_stats"]
+    moved = {
+        "mean": 0.9 * before["mean"] + 0.1 * mean,
+        "var": 0.9 * before["var"] + 0.1 * variance,
+    }
+    chex.assert_trees_all_close(update["batch_stats"], moved, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("train", "frozen"), [(False, False), (True, True)])
+def test_batch_norm_keeps_running_averages(train, frozen):
+    features = np.random.default_rng(6).normal(2.0, 3.0, size=(6, 2))
+    variables, got, update = _normalize(
+        jnp.asarray(features, jnp.float32), train, frozen=frozen
+    )
+    settings = {**variables["params"], **variables["batch_stats"]}
+    expected = reference.batch_norm(
+        features, *(settings[name] for name in ("scale", "bias", "mean", "var"))
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_equal(update["batch_stats"], variables["batch_stats"])
+
+
+def test_frozen_batch_norm_still_trains_scale_and_bias():
+    norm = layers.BatchNorm(frozen=True)
+    features = jnp.asarray([[1.0, 2.0], [3.0, -1.0], [0.5, 0.2]])
+    variables = norm.init(jax.random.key(0), features, True)
+
+    def total(parameters):
+        return jnp.square(
+            norm.apply({**variables, "params": parameters}, features, True)
+        ).sum()
+
+    gradient = jax.grad(total)(variables["params"])
+    assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(gradient))
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_variables():
+    images = jnp.ones((2, 4, 4, 3))
+    conv = layers.Conv(4, dtype=jnp.bfloat16)
+    norm = layers.BatchNorm(dtype=jnp.bfloat16)
+    convolved, conv_variables = conv.init_with_output(jax.random.key(0), images)
+    normalized, norm_variables = norm.init_with_output(
+        jax.random.key(0), convolved, True
+    )
+    assert convolved.dtype == normalized.dtype == jnp.bfloat16
+    for leaf in jax.tree.leaves((conv_variables, norm_variables)):
+        assert leaf.dtype == jnp.float32
