@@ -75,11 +75,12 @@ def nearest(queries, gallery, k, *, own_index=None, block_size=1024, mesh=None):
     gallery = unit_rows(gallery, "gallery", width=queries.shape[1])
     own_index = own_rows(own_index, len(queries), len(gallery))
     available = len(gallery) - bool((own_index >= 0).any())
-    if not 1 <= k <= available:
+    if not is_whole(k) or not 1 <= k <= available:
         raise InputError(
             f"k is {k}, but a query has {available} gallery rows to find: "
             f"choose k between 1 and {available}."
         )
+    k = int(k)
     similarities = np.empty((len(queries), k), np.float32)
     indices = np.empty((len(queries), k), np.int64)
     index = Gallery(gallery, np.zeros(len(gallery), np.int32), mesh)
@@ -227,12 +228,17 @@ def _search_rows(
 
 def _block_rows(queries: int, devices: int, k: int, block_size: int) -> int:
     """Queries of a block on one device: a multiple of ROW_MULTIPLE, within memory."""
-    if isinstance(block_size, bool) or int(block_size) != block_size or block_size < 1:
+    if not is_whole(block_size) or block_size < 1:
         raise InputError(
             f"block_size is {block_size}: give a whole number of queries, 1 or more."
         )
     rows = min(block_size, -(-queries // devices), ELEMENTS_PER_BLOCK // (TILE + k))
-    return max(-(-rows // ROW_MULTIPLE), 1) * ROW_MULTIPLE
+    return int(max(-(-rows // ROW_MULTIPLE), 1) * ROW_MULTIPLE)
+
+
+def is_whole(value) -> bool:
+    """Whether `value` is an integer, and not a truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _fetch(rows: slice, kept: Kept) -> tuple[slice, Kept]:

@@ -7,7 +7,13 @@ import numpy as np
 
 from metricjax.errors import InputError
 from metricjax.evaluation.intervals import bootstrap_over_classes
-from metricjax.evaluation.neighbors import Gallery, Kept, own_rows, unit_rows
+from metricjax.evaluation.neighbors import (
+    Gallery,
+    Kept,
+    is_whole,
+    own_rows,
+    unit_rows,
+)
 
 DEPTH_RATIO = 8
 """Queries share one search while the depths they need differ by less than this."""
@@ -92,7 +98,7 @@ def retrieval(
     own_index = own_rows(own_index, len(queries), len(gallery))
     available = len(gallery) - bool((own_index >= 0).any())
     recall_at = _checked_depths(recall_at, available)
-    if isinstance(bootstrap, bool) or int(bootstrap) != bootstrap or bootstrap < 0:
+    if not is_whole(bootstrap) or bootstrap < 0:
         raise InputError(
             f"bootstrap is {bootstrap}: give a number of resamples, 0 for none."
         )
@@ -281,8 +287,7 @@ def _checked_labels(labels, name: str, count: int) -> np.ndarray:
 
 def _checked_depths(recall_at: Sequence[int], available: int) -> tuple[int, ...]:
     for depth in recall_at:
-        whole = isinstance(depth, int | np.integer) and not isinstance(depth, bool)
-        if not whole or not 1 <= depth <= available:
+        if not is_whole(depth) or not 1 <= depth <= available:
             raise InputError(
                 f"recall_at has {depth!r}, but a query has {available} images to find: "
                 f"use whole numbers from 1 to {available}."

@@ -298,6 +298,7 @@ def test_bad_input_is_told_in_a_sentence():
     rejected("without gallery_labels", embeddings, labels, gallery=embeddings)
     rejected("without a gallery", embeddings, labels, own_index=np.arange(20))
     rejected("block_size is 0", embeddings, labels, block_size=0)
+    rejected("block_size is 64.0", embeddings, labels, block_size=64.0)
     rejected("bootstrap is -1", embeddings, labels, bootstrap=-1)
     both = dict(gallery=embeddings, gallery_labels=labels)
     rejected(
@@ -323,6 +324,7 @@ def test_equals_pytorch_metric_learning():
 
     embeddings, labels = clusters(30, 7, noise=0.7)
     embeddings, labels = embeddings[3:], labels[3:]
+    labels[0] = 99
     calculator = AccuracyCalculator(
         include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
         k="max_bin_count",
