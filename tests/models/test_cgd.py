@@ -36,9 +36,20 @@ def _images(seed=0, shape=(4, 3, 5, 10)):
     return np.maximum(values, 0.0).astype(np.float32)
 
 
-def _made(images, seed=0, **options):
+def _made(images, **options):
+    """A module and its variables as at the start of training, kernels by numpy."""
     module = CGD(**{"backbone": Pixels(), "dim": 12, **options})
-    return module, module.init(jax.random.key(seed), images)
+    rng = np.random.default_rng(0)
+    start = {"scale": 1.0, "var": 1.0, "raw_p": np.log(np.expm1(module.gem_p - 1))}
+
+    def draw(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            return jnp.asarray(rng.normal(size=leaf.shape) / 4, jnp.float32)
+        return jnp.full(leaf.shape, start.get(kind, 0.0))
+
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    return module, jax.tree.map_with_path(draw, shapes)
 
 
 def _weights(module, variables):
@@ -147,7 +158,8 @@ def test_inference_needs_no_classifier():
 
 def test_learnable_exponent_starts_at_gem_p_and_learns():
     images = _images(6)
-    module, variables = _made(images, descriptors="SG", gem_p=4.0, learnable_p=True)
+    module = CGD("SG", 12, backbone=Pixels(), gem_p=4.0, learnable_p=True)
+    variables = module.init(jax.random.key(0), images)
     fixed = CGD("SG", 12, backbone=Pixels(), gem_p=4.0)
     np.testing.assert_allclose(
         module.apply(variables, images).embedding,
