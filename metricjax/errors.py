@@ -1,4 +1,11 @@
-"""The one exception that is the user's mistake rather than ours."""
+"""What is the user's mistake, or their disk's, rather than a fault of ours."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class InputError(ValueError):
@@ -8,3 +15,28 @@ class InputError(ValueError):
     `python -m metricjax.main` prints it without a traceback and exits with code 2;
     to a caller of the library it is an ordinary `ValueError`.
     """
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A full disk as one sentence instead of a traceback."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error):
+            raise
+        raise InputError(
+            f"{path}: the disk is full; free some space and run the same command again "
+            "to go on from the last checkpoint that was written."
+        ) from error
+
+
+def _is_full(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return True
+    words = ("No space left on device", "Disk quota exceeded", "File too large")
+    if any(word in str(error) for word in words):
+        return True
+    return _is_full(error.__cause__ or error.__context__)

@@ -1,10 +1,9 @@
-"""Arithmetic that stays finite: safe roots, unit vectors, reductions under a mask.
+"""Arithmetic that stays finite: safe roots and reductions under a mask.
 
-Every loss goes through these, so that an empty set, a duplicate image or a zero vector
-gives a finite value and a finite gradient. They do not hide a NaN that came in.
+Every loss goes through these, so that an empty set or a duplicate image gives a finite
+value and a finite gradient. They do not hide a NaN that came in.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -17,14 +16,6 @@ def safe_sqrt(squares: Float[Array, "..."]) -> Float[Array, "..."]:
     """
     zero = squares <= 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
-
-
-def l2_normalize(
-    vectors: Float[Array, "... d"], epsilon: float = 1e-12
-) -> Float[Array, "... d"]:
-    """`x / sqrt(|x|^2 + epsilon)` along the last axis; the zero vector stays zero."""
-    squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(squares + epsilon)
 
 
 def masked_max(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:

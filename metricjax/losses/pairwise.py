@@ -45,7 +45,7 @@ class Tiling:
 def dot_products(
     anchors: Float[Array, "b d"], references: Float[Array, "n d"], dtype: DTypeLike
 ) -> Float[Array, "b n"]:
-    """`x_i . y_j`, accumulated in float32, at full precision when `dtype` is float32."""
+    """`x_i . y_j`, accumulated in float32; exact products when `dtype` is float32."""
     return jnp.matmul(
         anchors.astype(dtype),
         references.astype(dtype).T,
@@ -122,7 +122,7 @@ def mean_over_anchors(
 
 
 def check_labelled(name: str, embeddings: Array, labels: Array) -> None:
-    """Raise `InputError` unless `embeddings` is [b, d] floating and `labels` [b] int."""
+    """Raise `InputError` unless these are [b, d] floating and [b] integer."""
     if embeddings.ndim != 2 or not jnp.issubdtype(embeddings.dtype, jnp.floating):
         raise InputError(
             f"{name} must be floating point of shape [b, d], but they are "

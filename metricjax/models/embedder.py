@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from metricjax.errors import InputError
 from metricjax.models.cgd import CGD
+from metricjax.models.convnet import ConvNet
 from metricjax.models.resnet import ResNet
 
 
@@ -19,7 +20,7 @@ class ModelConfig:
     Attributes:
       backbone: a name in `BACKBONES`.
       last_stride: a ResNet's stride of stage 4; 1 removes its downsampling.
-      widths: channels of the stages of the small-image ConvNet.
+      widths: channels of the ConvNet's stem and stages.
       descriptors: global descriptors out of S (SPoC), M (MAC), G (GeM); one letter is
         the plain pooling and linear map.
       dim: length of the embedding.
@@ -58,9 +59,18 @@ def _resnet(depth: int) -> Callable[[ModelConfig], nn.Module]:
     return construct
 
 
+def _convnet(config: ModelConfig) -> nn.Module:
+    return ConvNet(
+        widths=config.widths,
+        dtype=jnp.dtype(config.dtype),
+        frozen_bn=config.frozen_bn,
+    )
+
+
 # Name -> how the settings make it; a backbone is called as
 # `backbone(images [b, h, w, c], train=bool) -> features [b, p, q, channels]`.
 BACKBONES: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "convnet": _convnet,
     "resnet18": _resnet(18),
     "resnet50": _resnet(50),
 }

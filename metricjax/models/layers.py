@@ -1,13 +1,15 @@
 """The layers every backbone is made of: convolution, batch normalisation, max pooling.
 
-Backbones use these and nothing below them, so that how a convolution is carried out
-(its lowering on a platform, its precision) is decided in one place.
+Backbones use these and nothing below them, so that how a convolution is carried out is
+decided in one place (`convolution.py`).
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from metricjax.models.convolution import convolve
 
 # Kaiming-normal over the outputs: what ResNets are trained from scratch with.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -31,29 +33,6 @@ def l2_normalize(
     """
     squared_length = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors * lax.rsqrt(squared_length + epsilon)
-
-
-def convolve(
-    images: Float[Array, "b h w c"],
-    kernel: Float[Array, "kh kw i o"],
-    *,
-    strides: int,
-    padding: int,
-    groups: int,
-) -> Float[Array, "b p q o"]:
-    """Two-dimensional cross-correlation, `padding` zeros on every side.
-
-    `y[b, p, q, o] = sum_{u, v, i} x[b, p s + u - padding, q s + v - padding, i]
-    k[u, v, i, o]`, with `i` over the input channels of the group that holds `o`.
-    """
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        window_strides=(strides, strides),
-        padding=((padding, padding), (padding, padding)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
 
 
 class Conv(nn.Module):

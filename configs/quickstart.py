@@ -1,0 +1,39 @@
+"""Letters drawn from typefaces: train on half of the characters, search the others.
+
+    python -m metricjax.main --config configs/quickstart.py
+
+Needs no data and no network.
+"""
+
+from metricjax.config import default_config, terms
+
+
+def get_config():
+    config = default_config()
+    config.steps = 1000
+    config.batch_size = 128
+    config.instances_per_class = 4
+    config.eval_every = 250
+    config.checkpoint_every = 250
+
+    config.data.name = "glyphs"
+    config.data.transform.recipe = "affine"
+    config.data.transform.image_size = 32
+    config.data.transform.channels = 1
+
+    config.model.backbone = "convnet"
+    config.model.widths = (32, 64, 128)
+    config.model.descriptors = "G"
+    config.model.dim = 128
+
+    config.objective.terms = terms(
+        triplet={"margin": 0.1},
+        softmax={"temperature": 0.5, "label_smoothing": 0.1},
+    )
+
+    config.optimizer.method = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 1e-4
+    return config

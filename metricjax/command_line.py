@@ -1,0 +1,160 @@
+"""Flags and config file to settings, every mistake in one sentence."""
+
+import argparse
+import ast
+import importlib.util
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
+
+from metricjax.config import RunConfig, from_config_dict, suggestion
+from metricjax.errors import InputError
+
+_OVERRIDE = "--config."
+_BOOLEANS = {"true": True, "1": True, "yes": True}
+_BOOLEANS |= {"false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for.
+
+    Attributes:
+      config: the settings.
+      config_dict: the same as the config file and the overrides left it.
+      name: the config file's name, with its variant.
+      workdir: the run's directory.
+      print_config: print the settings and do nothing else.
+    """
+
+    config: RunConfig
+    config_dict: ConfigDict
+    name: str
+    workdir: Path
+    print_config: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help.")
+
+
+def parse(arguments: list[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+      InputError: an unknown flag, no such config or variant, a setting that does not
+        exist or has another type.
+    """
+    parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir")
+    parser.add_argument("--print_config", action="store_true")
+    own, overrides = _separate(arguments)
+    known, rest = parser.parse_known_args(own)
+    if rest:
+        flag = rest[0].split("=")[0]
+        hint = suggestion(flag, ("--config", "--workdir", "--print_config", "--help"))
+        raise InputError(f"{flag!r} is no flag{hint}; see --help.")
+    path, _, variant = known.config.partition(":")
+    config = _load(Path(path), variant)
+    for setting, text in overrides:
+        _override(config, setting, text)
+    name = Path(path).stem + (f"-{variant}" if variant else "")
+    return Options(
+        config=from_config_dict(config),
+        config_dict=config,
+        name=name,
+        workdir=Path(known.workdir or Path("runs") / name),
+        print_config=known.print_config,
+    )
+
+
+def _separate(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The flags proper, and the overrides `--config.KEY=VALUE` as (key, value)."""
+    own, overrides, left = [], [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith(_OVERRIDE):
+            own.append(argument)
+            continue
+        setting, equals, text = argument.removeprefix(_OVERRIDE).partition("=")
+        if not equals:
+            if not left or left[0].startswith("--"):
+                raise InputError(f"{argument} has no value: write {argument}=VALUE.")
+            text = left.pop(0)
+        overrides.append((setting, text))
+    return own, overrides
+
+
+def _load(path: Path, variant: str) -> ConfigDict:
+    """The `get_config(variant)` of a config file."""
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob("*.py"))
+        there = f"; {path.parent} has {', '.join(others)}" if others else ""
+        raise InputError(
+            f"--config {path}: there is no such file"
+            f"{suggestion(path.name, others)}{there}."
+        )
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None:
+        raise InputError(f"--config {path}: a config is a Python file, named *.py.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(
+            f"--config {path}: line {error.lineno} is not Python ({error.msg})."
+        ) from error
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise InputError(f"--config {path}: it defines no get_config().")
+    if variant and not inspect.signature(get_config).parameters:
+        raise InputError(f"--config {path}: it has no variants, but {variant!r} came.")
+    config = get_config(variant) if variant else get_config()
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"--config {path}: get_config() must return a ConfigDict.")
+    return config.lock()
+
+
+def _override(config: ConfigDict, setting: str, text: str) -> None:
+    """Set `a.b.c` of a config from text, as the type that it has."""
+    *groups, last = setting.split(".")
+    place = config
+    for depth, name in enumerate([*groups, last]):
+        if not isinstance(place, ConfigDict) or name not in place:
+            above = ".".join(["config", *groups[:depth]])
+            known = list(place) if isinstance(place, ConfigDict) else []
+            near = suggestion(name, known)
+            has = f"; {above} has {', '.join(sorted(known))}" if known else ""
+            raise InputError(f"--config.{setting} is no setting{near}{has}.")
+        if depth < len(groups):
+            place = place[name]
+    place[last] = _value(text, place, last, setting)
+
+
+def _value(text: str, place: ConfigDict, name: str, setting: str) -> Any:
+    kind = place.get_type(name)
+    if isinstance(place[name], ConfigDict):
+        raise InputError(
+            f"--config.{setting} is a group of settings: set one of "
+            f"{', '.join(sorted(place[name]))} in it."
+        )
+    try:
+        if text == "None" and place[name] is None:
+            return None
+        if kind is bool:
+            return _BOOLEANS[text.lower()]
+        if kind in (tuple, list):
+            value = ast.literal_eval(text)
+            return tuple(value) if isinstance(value, tuple | list) else (value,)
+        return kind(text)
+    except (ValueError, KeyError, SyntaxError) as error:
+        words = {bool: "true or false", int: "a whole number", float: "a number"}
+        wanted = words.get(kind, "a list such as (1,2,4)")
+        raise InputError(
+            f"--config.{setting}={text} does not fit: it must be {wanted}."
+        ) from error

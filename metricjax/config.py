@@ -1,0 +1,293 @@
+"""From a config file to frozen settings: every check across parts, in sentences.
+
+A config file builds on `default_config()`, which lists every setting with its default,
+and `from_config_dict` turns the result into dataclasses. Library code sees only those.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from metricjax.data.transforms import TransformConfig
+from metricjax.errors import InputError
+from metricjax.models.embedder import ModelConfig
+from metricjax.objectives import LOSSES, ObjectiveConfig, Term
+from metricjax.optimizers import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and how they come.
+
+    Attributes:
+      name: a data set of `data.open_dataset`.
+      root: where its files are; None where it needs none.
+      closed_set: allow classes that stand in both train and test.
+      holdout: share of the training classes held out for validation.
+      transform: how images are prepared and augmented.
+      threads: that prepare batches; None: one per processor.
+      cache_gib: memory for decoded images, in GiB.
+    """
+
+    name: str = "glyphs"
+    root: str | None = None
+    closed_set: bool = False
+    holdout: float = 0.15
+    transform: TransformConfig = TransformConfig()
+    threads: int | None = None
+    cache_gib: float = 1.0
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How embeddings are judged.
+
+    Attributes:
+      recall_at: the K of Recall@K.
+      batch_size: images embedded at a time.
+      select_by: validation metric by which the best checkpoint is chosen.
+      bootstrap: resamples of the classes for the intervals.
+    """
+
+    recall_at: tuple[int, ...] = (1, 2, 4, 8)
+    batch_size: int = 256
+    select_by: str = "map@r"
+    bootstrap: int = 1000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+      seed: of initialisation, data order, augmentation, held-out classes.
+      steps: optimizer steps.
+      batch_size: images of the global batch, all devices together.
+      instances_per_class: images of each class in a batch, K of P x K.
+      log_every, eval_every, checkpoint_every: in steps.
+      data, model, objective, optimizer, evaluation: the parts.
+    """
+
+    objective: ObjectiveConfig
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 128
+    instances_per_class: int = 4
+    log_every: int = 20
+    eval_every: int = 250
+    checkpoint_every: int = 250
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        counts = ("steps", "batch_size", "instances_per_class")
+        for name in (*counts, "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"config.{name} is {getattr(self, name)}: it must be 1 or more."
+                )
+        if self.seed < 0:
+            raise InputError(f"config.seed is {self.seed}: it must be 0 or more.")
+        _check_batch(self.batch_size, self.instances_per_class, 1)
+        metrics = [f"recall@{k}" for k in self.evaluation.recall_at]
+        metrics += ["r_precision", "map@r"]
+        if self.evaluation.select_by not in metrics:
+            raise InputError(
+                f"config.evaluation.select_by is {self.evaluation.select_by!r}: choose "
+                f"one of {', '.join(metrics)}."
+            )
+
+
+def check_devices(config: RunConfig, devices: int) -> None:
+    """Raise `InputError` unless the batches can be split over the devices."""
+    _check_batch(config.batch_size, config.instances_per_class, devices)
+    size = config.evaluation.batch_size
+    if size % devices:
+        raise InputError(
+            f"config.evaluation.batch_size is {size}, which {devices} devices cannot "
+            f"share equally: the nearest value that they can is "
+            f"{_nearest(size, devices)}."
+        )
+
+
+def _check_batch(size: int, instances: int, devices: int) -> None:
+    if size % instances:
+        raise InputError(
+            f"config.batch_size is {size}, which is not a multiple of "
+            f"config.instances_per_class={instances}: the nearest value that is is "
+            f"{_nearest(size, math.lcm(instances, devices))}."
+        )
+    if size % devices:
+        raise InputError(
+            f"config.batch_size is {size}, which {devices} devices cannot share "
+            f"equally: the nearest value that they can is "
+            f"{_nearest(size, math.lcm(instances, devices))}."
+        )
+
+
+def _nearest(value: int, multiple: int) -> int:
+    return max(multiple, round(value / multiple) * multiple)
+
+
+def default_config() -> ConfigDict:
+    """Every setting with its default, as config files start from it.
+
+    `objective.terms` is empty: a config says what it minimises with `terms`.
+    """
+    tree = {f.name: _default(f) for f in dataclasses.fields(RunConfig)[1:]}
+    objective = {f.name: _default(f) for f in dataclasses.fields(ObjectiveConfig)[1:]}
+    tree["objective"] = {"terms": {}, **objective}
+    tree["optimizer"]["group_rates"] = {"backbone": 1.0}
+    return ConfigDict(tree)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    default = field.default
+    if default is dataclasses.MISSING:
+        default = field.default_factory()
+    if dataclasses.is_dataclass(default):
+        return {f.name: _default(f) for f in dataclasses.fields(type(default))}
+    if default is None:
+        return config_dict.placeholder(typing.get_args(field.type)[0])
+    return default
+
+
+def terms(**losses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The objective's losses for a config file, their unnamed settings filled in.
+
+    `terms(triplet={"margin": 0.1}, softmax={"weight": 0.5})`.
+    """
+    return {
+        name: {"weight": 1.0, **LOSSES.get(name, (None, {}))[1], **options}
+        for name, options in losses.items()
+    }
+
+
+def choose_variant(config: str, variant: str, variants: Sequence[str]) -> str:
+    """Raise `InputError` unless `variant` is one of a config file's variants."""
+    if variant not in variants:
+        raise InputError(
+            f"Config {config!r} has no variant {variant!r}"
+            f"{suggestion(variant, variants)}; it has {', '.join(variants)}."
+        )
+    return variant
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` where a known name is near, else nothing."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def from_config_dict(config: Mapping[str, Any]) -> RunConfig:
+    """The frozen settings of a run.
+
+    Raises:
+      InputError: a setting that does not exist, of another type, or out of its range.
+    """
+    tree = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    objective = dict(tree.get("objective") or {})
+    objective["terms"] = {
+        name: _term(name, options)
+        for name, options in (objective.get("terms") or {}).items()
+    }
+    if not objective["terms"]:
+        raise InputError(
+            "config.objective.terms is empty: name at least one loss to minimise, such "
+            "as terms(triplet={})."
+        )
+    return _build(RunConfig, {**tree, "objective": objective}, "config")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The settings as config.json holds them; `from_config_dict` reads them back."""
+    tree = _plain(dataclasses.asdict(config))
+    tree["objective"]["terms"] = {
+        name: {"weight": term.weight, **LOSSES[name][1], **term.options}
+        for name, term in config.objective.terms.items()
+    }
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _term(name: str, options: Mapping[str, Any]) -> Term:
+    if name not in LOSSES:
+        raise InputError(
+            f"config.objective.terms names {name!r}, but the losses are "
+            f"{', '.join(sorted(LOSSES))}{suggestion(name, list(LOSSES))}."
+        )
+    options = dict(options)
+    weight = options.pop("weight", 1.0)
+    defaults = LOSSES[name][1]
+    for option, value in options.items():
+        where = f"config.objective.terms.{name}.{option}"
+        if option not in defaults:
+            raise InputError(
+                f"{where} is no setting of that loss"
+                f"{suggestion(option, list(defaults))}; it has {', '.join(defaults)}."
+            )
+        _check_type(value, type(defaults[option]), where)
+    _check_type(weight, float, f"config.objective.terms.{name}.weight")
+    return Term(float(weight), options)
+
+
+def _build(cls: type, tree: Any, path: str) -> Any:
+    """A dataclass from a dictionary; every key and type is checked."""
+    if dataclasses.is_dataclass(tree):
+        return tree
+    if not isinstance(tree, Mapping):
+        raise InputError(f"{path} is {tree!r}: it must be a group of settings.")
+    fields = {f.name: f.type for f in dataclasses.fields(cls)}
+    for name in tree:
+        if name not in fields:
+            raise InputError(
+                f"{path}.{name} is no setting{suggestion(name, list(fields))}; "
+                f"{path} has {', '.join(fields)}."
+            )
+    return cls(
+        **{
+            name: _convert(value, fields[name], f"{path}.{name}")
+            for name, value in tree.items()
+        }
+    )
+
+
+def _convert(value: Any, kind: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, path)
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            raise InputError(f"{path} is {value!r}: it must be a tuple.")
+        item = typing.get_args(kind)[0]
+        return tuple(_convert(v, item, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is types.UnionType:
+        return (
+            None if value is None else _convert(value, typing.get_args(kind)[0], path)
+        )
+    if origin is not None:
+        return dict(value)
+    _check_type(value, kind, path)
+    return float(value) if kind is float else value
+
+
+def _check_type(value: Any, kind: type, path: str) -> None:
+    accepted = (int, float) if kind is float else (kind,)
+    if not isinstance(value, accepted) or (kind is not bool and value is True):
+        raise InputError(f"{path} is {value!r}: it must be of type {kind.__name__}.")

@@ -1,0 +1,179 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard, the progress line."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from metricjax.errors import disk_errors
+
+_SHOWN = {
+    "loss": "loss {:.3f}",
+    "images_per_second": "{:,.0f} img/s",
+    "data_wait": "data-wait {:.0%}",
+    "positive_distance": "pos {:.2f}",
+    "negative_distance": "neg {:.2f}",
+    "active": "active {:.0%}",
+}
+
+
+class Journal:
+    """Writes the metrics of a run; only the first host has one that writes.
+
+    `metrics.jsonl` gets one object a line: `step`, `kind` ("train" or "validation"),
+    names and numbers; TensorBoard event files stand in `tensorboard/` where
+    tensorboardX is installed. On a terminal the progress line is redrawn in place,
+    elsewhere every call prints a line.
+
+    Args:
+      workdir: the run's directory, which exists.
+      steps: how many steps the run has.
+      start_step: where it goes on; lines of later steps, written by a run that was
+        killed after its last checkpoint, are dropped.
+      active: whether this process writes and prints at all.
+    """
+
+    def __init__(self, workdir: Path, steps: int, start_step: int, active: bool = True):
+        self._steps, self._active = steps, active
+        self._path = Path(workdir) / "metrics.jsonl"
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not active)
+        self._live = None
+        self._best = ""
+        self._board = None
+        if not active:
+            return
+        keep_until(self._path, start_step)
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._board = _tensorboard(Path(workdir) / "tensorboard", start_step)
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self._board is not None:
+            self._board.close()
+        if self._active:
+            self._file.close()
+
+    def say(self, sentence: str) -> None:
+        """Print a line; on a terminal it stays above the progress line."""
+        self._console.print(sentence, markup=False)
+
+    def record(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Write the values of a step. A value that is not finite is written as null.
+
+        Raises:
+          InputError: the disk is full.
+        """
+        if not self._active:
+            return
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        with disk_errors(self._path):
+            line = json.dumps({"step": step, "kind": kind, **finite})
+            self._file.write(line + "\n")
+            self._file.flush()
+            for name, value in values.items() if self._board else ():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def progress(self, step: int, values: Mapping[str, float], seconds: float) -> None:
+        """Show where the run is; `seconds` is the estimated time left."""
+        shown = [form.format(values[k]) for k, form in _SHOWN.items() if k in values]
+        parts = [f"step {step}/{self._steps}", *shown, f"eta {duration(seconds)}"]
+        line = "  ".join([*parts, self._best] if self._best else parts)
+        if self._live is not None:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+            self._live.refresh()
+        else:
+            self.say(line)
+
+    def validated(self, step: int, metric: str, value: float) -> None:
+        """Say what validation found."""
+        self._best = f"val {metric} {value:.3f}"
+        if self._live is None:
+            self.say(f"step {step}/{self._steps}  {self._best}")
+
+
+class Clock:
+    """Where the time between two reports went: images per second, share of waiting."""
+
+    def __init__(self):
+        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+
+    def waited(self, seconds: float, images: int) -> None:
+        """A batch of `images` came after `seconds` of waiting for it."""
+        self._waited += seconds
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """The rates since the last call, and start again."""
+        elapsed = max(time.perf_counter() - self._began, 1e-9)
+        rates = {
+            "images_per_second": self._images / elapsed,
+            "data_wait": self._waited / elapsed,
+        }
+        self.__init__()
+        return rates
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m10s` or `5h02m`."""
+    seconds = round(max(seconds, 0))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def read_history(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl; one that was cut short by a kill is left out."""
+    history = []
+    if Path(path).exists():
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            try:
+                history.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return history
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, whole or not at all."""
+    kept = [line for line in read_history(path) if line["step"] <= step]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary file, then a rename.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tensorboard(directory: Path, start_step: int):
+    """A TensorBoard writer, or None where tensorboardX is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory), purge_step=start_step + 1 or None)

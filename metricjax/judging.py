@@ -1,0 +1,117 @@
+"""A split's embeddings judged: who asks, who may be found, what raw pixels reach."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from metricjax.config import EvaluationConfig
+from metricjax.data import pipeline, transforms
+from metricjax.data.datasets import Split
+from metricjax.evaluation import neighbors, retrieval
+from metricjax.reports.page import Gallery
+
+# Side of the images whose pixels are compared, at most.
+_PIXEL_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of a split's images.
+
+    Attributes:
+      embeddings: float32 [n, d], unit length.
+      valid: bool [n], False for images that could not be read.
+    """
+
+    embeddings: np.ndarray
+    valid: np.ndarray
+
+
+def judge(
+    embedded: Embedded, split: Split, config: EvaluationConfig, bootstrap: int
+) -> dict:
+    """`evaluation.retrieval` of a split's queries in its gallery."""
+    queries, gallery, own_index = _roles(embedded, split)
+    sides = {} if own_index is None else {
+        "gallery": embedded.embeddings[gallery],
+        "gallery_labels": split.labels[gallery],
+        "own_index": own_index,
+    }  # fmt: skip
+    return retrieval(
+        embedded.embeddings[queries],
+        split.labels[queries],
+        recall_at=config.recall_at,
+        bootstrap=bootstrap,
+        **sides,
+    )
+
+
+def pixel_floor(
+    split: Split, transform: transforms.Transform, skipped: pipeline.SkipLog
+) -> float:
+    """Recall@1 of cosine similarity between raw pixels: what training must beat.
+
+    Images are those the network sees in tests, shrunk to 32 x 32 where larger.
+    """
+    rows, valid = [], []
+    side = min(transform.config.image_size, _PIXEL_SIDE)
+    with pipeline.test_batches(split, transform, 256, skipped=skipped) as batches:
+        for batch in batches:
+            small = [transforms.resize(image, side) for image in batch["images"]]
+            rows.append(np.stack(small).reshape(len(small), -1))
+            valid.append(batch["valid"])
+    pixels = np.concatenate(rows)[: len(split)].astype(np.float32)
+    # A black image has no direction; the even grey it gets is as far from any.
+    pixels[~pixels.any(axis=1)] = 1.0
+    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
+    embedded = Embedded(pixels, np.concatenate(valid)[: len(split)])
+    config = EvaluationConfig(recall_at=(1,))
+    return judge(embedded, split, config, bootstrap=0)["recall@1"]
+
+
+def sample_queries(
+    embedded: Embedded, split: Split, seed: int, count: int = 12
+) -> np.ndarray:
+    """Some queries to look at, of different classes as far as there are."""
+    queries, _, _ = _roles(embedded, split)
+    shuffled = np.random.default_rng(seed).permutation(queries)
+    _, first = np.unique(split.labels[shuffled], return_index=True)
+    return shuffled[np.sort(first)][:count]
+
+
+def gallery(
+    embedded: Embedded, split: Split, queries: np.ndarray, count: int = 10
+) -> Gallery:
+    """The nearest neighbours of some queries, as the report shows them."""
+    _, found, _ = _roles(embedded, split)
+    position = np.full(len(split), -1)
+    position[found] = np.arange(len(found))
+    own_index = position[queries]
+    available = len(found) - int((own_index >= 0).any())
+    similarities, indices = neighbors.nearest(
+        embedded.embeddings[queries],
+        embedded.embeddings[found],
+        min(count, available),
+        own_index=own_index,
+    )
+    indices = found[np.asarray(indices)]
+    return Gallery(
+        queries=queries,
+        neighbors=indices,
+        similarities=np.asarray(similarities),
+        correct=split.labels[indices] == split.labels[queries][:, None],
+    )
+
+
+def _roles(embedded: Embedded, split: Split):
+    """Indices of the queries and of the gallery, and each query's place in it.
+
+    The third is None where every query is in the gallery and the reverse.
+    """
+    queries = np.flatnonzero(split.is_query & embedded.valid)
+    gallery = np.flatnonzero(split.is_gallery & embedded.valid)
+    if np.array_equal(queries, gallery):
+        return queries, gallery, None
+    position = np.full(len(split), -1)
+    position[gallery] = np.arange(len(gallery))
+    return queries, gallery, position[queries]

@@ -1,0 +1,63 @@
+"""`python -m metricjax.main`: flags to config to training; nothing else."""
+
+import sys
+
+USAGE = """\
+metricjax: deep metric learning for image retrieval in JAX/Flax.
+
+  python -m metricjax.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]
+
+Trains an embedding, judges it on classes it has never seen and writes a report.
+Running the same command again resumes at the very next batch.
+
+  --config FILE[:VARIANT]   what to run; the files in configs/ say what each does:
+                              configs/quickstart.py          letters drawn from typefaces,
+                                                             no data needed, about a minute
+                              configs/omniglot.py            handwritten characters
+                              configs/cgd_resnet50.py:folder your own images with CGD
+  --workdir DIR             where the run is kept (default: runs/FILE[-VARIANT]):
+                              report.html, results.json, metrics.jsonl, checkpoints/
+  --config.KEY=VALUE        change a setting, for example
+                              --config.data.root=photos.zip  --config.steps=2000
+                              --config.model.dim=256
+                              --config.objective.terms.triplet.margin=0.2
+  --print_config            print every setting with its value and exit
+  --help                    this text
+
+Exit code: 0 done, or stopped by SIGTERM or Ctrl-C and saved; 2 something to mend, told
+in one sentence; 1 a fault of metricjax, with a traceback.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"--help", "-h", "-help"} & set(arguments):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    from metricjax.errors import InputError
+
+    try:
+        return _run(arguments)
+    except InputError as error:
+        print(f"metricjax: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
+    from metricjax import command_line
+
+    options = command_line.parse(arguments)
+    if options.print_config:
+        print(options.config_dict)
+        return 0
+
+    from metricjax import mesh, train
+
+    mesh.connect_hosts()
+    train.train(options.config, options.workdir, options.name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Optax chains: schedules, parameter groups by path, freezing, clipping."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import optax
+
+from metricjax.errors import InputError
+
+METHODS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "step", "cosine")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters move.
+
+    Attributes:
+      method: "adam" (weight decay added to the gradient), "adamw" (decoupled) or "sgd"
+        (momentum, decay added to the gradient).
+      learning_rate: the peak, for every group not named in `group_rates`.
+      schedule: "constant", "step" (times `step_decay` at each of `step_boundaries`) or
+        "cosine" (down to `final_rate` times the peak at the last step).
+      warmup_steps: linear from 0 to the peak over this many first steps.
+      step_boundaries: steps at which "step" decays.
+      step_decay: its factor.
+      final_rate: where "cosine" ends, as a share of the peak.
+      weight_decay: on kernels only; never on biases, normalisation or GeM's exponent.
+      momentum: of "sgd".
+      clip_norm: largest global norm of the gradient; None: unbounded.
+      group_rates: learning rate of a parameter group as a multiple of
+        `learning_rate`; the groups are the top-level names of the model's parameters
+        ("backbone", "classifier", ...). 0 freezes the group.
+    """
+
+    method: str = "adam"
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    step_boundaries: tuple[int, ...] = ()
+    step_decay: float = 0.1
+    final_rate: float = 0.0
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    clip_norm: float | None = None
+    group_rates: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, choices in (("method", METHODS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"optimizer.{name} is {getattr(self, name)!r}: choose one of "
+                    f"{', '.join(choices)}."
+                )
+        if self.learning_rate <= 0:
+            raise InputError(
+                f"optimizer.learning_rate is {self.learning_rate}: it must be above 0."
+            )
+        if list(self.step_boundaries) != sorted(set(self.step_boundaries)):
+            raise InputError(
+                f"optimizer.step_boundaries are {self.step_boundaries}: they must "
+                "increase."
+            )
+        for group, rate in self.group_rates.items():
+            if rate < 0:
+                raise InputError(
+                    f"optimizer.group_rates.{group} is {rate}: it must be 0 (frozen) "
+                    "or more."
+                )
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of every step of a run of `steps` steps."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if warmup >= steps:
+        raise InputError(
+            f"optimizer.warmup_steps is {warmup}, but the run has {steps} steps: warm "
+            "up for fewer steps than the run has."
+        )
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, steps - warmup, config.final_rate)
+    elif config.schedule == "step":
+        factors = {b - warmup: config.step_decay for b in config.step_boundaries}
+        after = optax.piecewise_constant_schedule(peak, factors)
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, peak, warmup), after], [warmup]
+    )
+
+
+def build(
+    config: OptimizerConfig, steps: int, parameters: Any
+) -> optax.GradientTransformation:
+    """The optimizer of a run.
+
+    Args:
+      config: the settings.
+      steps: how many steps the run has, for the schedules.
+      parameters: the parameter tree, or its shapes; its top-level names are the groups.
+
+    Raises:
+      InputError: a group that the parameters do not have, every group frozen, or a
+        warm-up as long as the run.
+    """
+    groups = sorted(parameters)
+    unknown = sorted(set(config.group_rates) - set(groups))
+    if unknown:
+        raise InputError(
+            f"optimizer.group_rates names {unknown[0]!r}, but the parameter groups of "
+            f"this model are {', '.join(groups)}."
+        )
+    rates = {group: config.group_rates.get(group, 1.0) for group in groups}
+    if not any(rates.values()):
+        raise InputError(
+            "optimizer.group_rates freezes every parameter group: leave one above 0."
+        )
+    base = schedule(config, steps)
+
+    def group_chain(rate: float) -> optax.GradientTransformation:
+        if rate == 0:
+            return optax.set_to_zero()
+        return optax.chain(
+            *_direction(config),
+            optax.scale_by_learning_rate(lambda step: rate * base(step)),
+        )
+
+    labels = {
+        group: jax.tree.map(lambda _, group=group: group, parameters[group])
+        for group in groups
+    }
+    clip = [] if config.clip_norm is None else [_clip(config, rates)]
+    chains = {group: group_chain(rate) for group, rate in rates.items()}
+    return optax.chain(*clip, optax.partition(chains, labels))
+
+
+def _clip(
+    config: OptimizerConfig, rates: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """Clip by the norm over the groups that move; frozen ones do not count."""
+    moving = {group for group, rate in rates.items() if rate}
+
+    def mask(tree):
+        return {
+            group: jax.tree.map(lambda _, group=group: group in moving, branch)
+            for group, branch in tree.items()
+        }
+
+    return optax.masked(optax.clip_by_global_norm(config.clip_norm), mask)
+
+
+def _direction(config: OptimizerConfig) -> list[optax.GradientTransformation]:
+    decay = []
+    if config.weight_decay:
+        decay = [optax.add_decayed_weights(config.weight_decay, mask=_kernels)]
+    if config.method == "sgd":
+        return [*decay, optax.trace(config.momentum)]
+    if config.method == "adam":
+        return [*decay, optax.scale_by_adam()]
+    return [optax.scale_by_adam(), *decay]
+
+
+def _kernels(tree: Any) -> Any:
+    """True for kernels: what convolutions and linear maps multiply by."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", tree
+    )
