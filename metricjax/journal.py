@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from metricjax.errors import disk_errors
+from metricjax.workdir import write_atomically
 
 _SHOWN = {
     "loss": "loss {:.3f}",
@@ -152,22 +152,6 @@ def keep_until(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, whole or not at all."""
     kept = [line for line in read_history(path) if line["step"] <= step]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file, then a rename.
-
-    Raises:
-      InputError: the disk is full.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with disk_errors(path):
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _tensorboard(directory: Path, start_step: int):

@@ -5,24 +5,24 @@ import sys
 USAGE = """\
 metricjax: deep metric learning for image retrieval in JAX/Flax.
 
-  python -m metricjax.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]
+  python -m metricjax.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE]
 
 Trains an embedding, judges it on classes it has never seen and writes a report.
 Running the same command again resumes at the very next batch.
 
-  --config FILE[:VARIANT]   what to run; the files in configs/ say what each does:
-                              configs/quickstart.py          letters drawn from typefaces,
-                                                             no data needed, about a minute
-                              configs/omniglot.py            handwritten characters
-                              configs/cgd_resnet50.py:folder your own images with CGD
-  --workdir DIR             where the run is kept (default: runs/FILE[-VARIANT]):
-                              report.html, results.json, metrics.jsonl, checkpoints/
-  --config.KEY=VALUE        change a setting, for example
-                              --config.data.root=photos.zip  --config.steps=2000
-                              --config.model.dim=256
-                              --config.objective.terms.triplet.margin=0.2
-  --print_config            print every setting with its value and exit
-  --help                    this text
+  --config FILE[:VARIANT]  what to run; among the files in configs/ are
+                             configs/quickstart.py           letters drawn from
+                               typefaces; needs no data, takes about two minutes
+                             configs/omniglot.py             handwritten characters
+                             configs/cgd_resnet50.py:folder  your own images
+  --workdir DIR            where the run is kept (default: runs/FILE[-VARIANT]):
+                             report.html, results.json, metrics.jsonl, checkpoints/
+  --config.KEY=VALUE       change a setting, as often as you like, for example
+                             --config.data.root=photos.zip
+                             --config.steps=2000
+                             --config.objective.terms.triplet.margin=0.2
+  --print_config           print every setting with its value and exit
+  --help                   this text
 
 Exit code: 0 done, or stopped by SIGTERM or Ctrl-C and saved; 2 something to mend, told
 in one sentence; 1 a fault of metricjax, with a traceback.

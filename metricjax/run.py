@@ -1,0 +1,244 @@
+"""What a run is made of: data, model, programs. Opened once, then only used."""
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from metricjax import config as config_module
+from metricjax import judging, mesh, models, optimizers, step
+from metricjax.config import RunConfig
+from metricjax.data import datasets, pipeline, transforms
+from metricjax.data.sampling import PKSampler
+from metricjax.models.cost import count_parameters
+from metricjax.workdir import claim
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is made of, opened once at its start; nothing here changes."""
+
+    config: RunConfig
+    workdir: Path
+    dataset: datasets.Dataset
+    train: datasets.Split
+    validation: datasets.Split
+    sampler: PKSampler
+    transform: transforms.Transform
+    mesh: jax.sharding.Mesh
+    model: nn.Module
+    skipped: pipeline.SkipLog
+
+    @classmethod
+    def open(cls, config: RunConfig, workdir: Path) -> "Run":
+        """Open the data and build the model.
+
+        Raises:
+          InputError: whatever is wrong with the settings, the data or the workdir.
+        """
+        devices = mesh.make_mesh()
+        config_module.check_devices(config, devices.size)
+        claim(workdir, config, jax.process_index() == 0)
+        dataset = open_data(config)
+        train, validation = datasets.holdout(
+            dataset.train, config.data.holdout, config.seed
+        )
+        sampler = PKSampler(
+            train.labels, config.batch_size, config.instances_per_class, config.seed
+        )
+        classes = train.num_classes if config.objective.classifies else None
+        return cls(
+            config=config,
+            workdir=workdir,
+            dataset=dataset,
+            train=train,
+            validation=validation,
+            sampler=sampler,
+            transform=transforms.build(config.data.transform),
+            mesh=devices,
+            model=models.build(config.model, classes),
+            skipped=pipeline.SkipLog(),
+        )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[h, w, c] of what the network sees."""
+        transform = self.config.data.transform
+        return (transform.image_size, transform.image_size, transform.channels)
+
+    @property
+    def root_key(self) -> jax.Array:
+        return jax.random.key(self.config.seed)
+
+    @cached_property
+    def optimizer(self):
+        shapes = jax.eval_shape(self._init_variables)
+        return optimizers.build(
+            self.config.optimizer, self.config.steps, shapes["params"]
+        )
+
+    def _init_variables(self):
+        return step.init_variables(self.model, self.image_shape, self.root_key)
+
+    def untrained_variables(self) -> Any:
+        """The variables before the first step; the same whenever it is called."""
+        sharding = mesh.replicated(self.mesh)
+        return jax.jit(self._init_variables, out_shardings=sharding)()
+
+    @cached_property
+    def abstract_state(self) -> step.TrainState:
+        """Shapes, types and shardings of the state."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=mesh.replicated(self.mesh)
+            ),
+            jax.eval_shape(self._init_state),
+        )
+
+    def _init_state(self):
+        return step.init_state(
+            self.model, self.optimizer, self.image_shape, self.root_key
+        )
+
+    def init_state(self) -> step.TrainState:
+        """The state before the first step, made on the devices it lives on."""
+        return jax.jit(self._init_state, out_shardings=mesh.replicated(self.mesh))()
+
+    def compile_train_step(self, say) -> Any:
+        """The training step as a program, with a word on what it costs."""
+        began = time.perf_counter()
+        function = step.make_train_step(
+            self.model,
+            self.optimizer,
+            self.config.objective,
+            self.config.data.transform,
+        )
+        everywhere, split = mesh.replicated(self.mesh), mesh.split(self.mesh)
+        size = self.config.batch_size
+        batch = {
+            "images": jax.ShapeDtypeStruct((size, *self.image_shape), np.uint8),
+            "labels": jax.ShapeDtypeStruct((size,), np.int32),
+        }
+        program = (
+            jax.jit(
+                function,
+                in_shardings=(everywhere, split, everywhere),
+                out_shardings=everywhere,
+                donate_argnums=0,
+            )
+            .lower(self.abstract_state, batch, self.root_key)
+            .compile()
+        )
+        say(_cost_sentence(program, time.perf_counter() - began))
+        return program
+
+    @cached_property
+    def _embed_step(self):
+        function = step.make_embed_step(self.model, self.config.data.transform)
+        everywhere, split = mesh.replicated(self.mesh), mesh.split(self.mesh)
+        return jax.jit(
+            lambda variables, batch: (
+                function(variables, batch["images"]),
+                batch["valid"],
+            ),
+            in_shardings=(everywhere, split),
+            out_shardings=everywhere,
+        )
+
+    def embed(self, variables: Any, split: datasets.Split) -> judging.Embedded:
+        """Embed every image of a split."""
+        rows, valid = [], []
+        with pipeline.test_batches(
+            split,
+            self.transform,
+            self.config.evaluation.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=self.config.data.threads,
+            skipped=self.skipped,
+        ) as batches:
+            for batch in batches:
+                wanted = {name: batch[name] for name in ("images", "valid")}
+                outputs = self._embed_step(
+                    variables, mesh.global_batch(self.mesh, wanted)
+                )
+                embeddings, readable = mesh.to_host(outputs)
+                rows.append(embeddings)
+                valid.append(readable)
+        count = len(split)
+        return judging.Embedded(
+            np.concatenate(rows)[:count], np.concatenate(valid)[:count]
+        )
+
+    def judge(self, variables: Any, split: datasets.Split, bootstrap: int) -> dict:
+        """Retrieval metrics of a split."""
+        return judging.judge(
+            self.embed(variables, split), split, self.config.evaluation, bootstrap
+        )
+
+    def introduce(self, say) -> None:
+        """What will be trained on what, before anything slow happens."""
+        config = self.config
+        for note in self.dataset.notes:
+            say(note)
+        counts = self.describe()
+        for part in ("train", "validation", "test"):
+            of = counts[part]
+            say(f"{part}: {of['images']} images of {of['classes']} classes")
+        shapes = jax.eval_shape(self.untrained_variables)
+        say(f"model: {count_parameters(shapes) / 1e6:.2f} M parameters")
+        devices, kind = self.mesh.size, self.mesh.devices.flat[0].platform
+        classes = config.batch_size // config.instances_per_class
+        say(
+            f"loss sees {config.batch_size} = {classes} classes x "
+            f"{config.instances_per_class}, on {devices} {kind} "
+            f"device{'s' if devices > 1 else ''}; an epoch is "
+            f"{self.sampler.steps_per_epoch} steps"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The data set in numbers, as results.json holds it."""
+
+        def counts(split):
+            return {"classes": split.num_classes, "images": len(split)}
+
+        return {
+            "name": self.dataset.name,
+            "train": counts(self.train),
+            "validation": counts(self.validation),
+            "test": counts(self.dataset.test),
+            "closed_set": self.config.data.closed_set,
+            "skipped": [
+                list(s) for s in (*self.dataset.skipped, *self.skipped.items())
+            ],
+            "notes": list(self.dataset.notes),
+        }
+
+
+def open_data(config: RunConfig) -> datasets.Dataset:
+    """The data set of a run, opened with the options that its kind takes."""
+    data = config.data
+    options = {
+        "glyphs": {"size": data.transform.image_size, "seed": config.seed},
+        "folder": {
+            "channels": data.transform.channels,
+            "closed_set": data.closed_set,
+        },
+    }
+    return datasets.open_dataset(data.name, data.root, **options.get(data.name, {}))
+
+
+def _cost_sentence(program, seconds: float) -> str:
+    cost, memory = program.cost_analysis(), program.memory_analysis()
+    words = [f"compiled the training step in {seconds:.1f} s"]
+    if cost and cost.get("flops", 0) > 0:
+        words.append(f"{cost['flops'] / 1e9:.2f} GFLOP")
+    if memory is not None:
+        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        words.append(f"{used / 2**20:.0f} MiB a device")
+    return ", ".join(words)

@@ -1,0 +1,67 @@
+"""The run's directory: whose it is; files in it are written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from metricjax.config import RunConfig, to_dict
+from metricjax.errors import InputError, disk_errors
+
+# Settings that may change between two starts of the same run.
+_FREE = ("log_every", "checkpoint_every", "data.root", "data.threads", "data.cache_gib")
+
+
+def claim(workdir: Path, config: RunConfig, first_host: bool) -> None:
+    """Make the workdir this config's, or check that it is.
+
+    Raises:
+      InputError: it holds a run of another config, or cannot be written.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(json.dumps(to_dict(config)))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        theirs = json.loads(path.read_text()) if path.exists() else None
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"--workdir {workdir} cannot be used ({error}): choose another directory."
+        ) from error
+    if theirs is not None:
+        differences = _differences(theirs, mine)
+        if differences:
+            setting, old, new = differences[0]
+            more = f" and {len(differences) - 1} more" if differences[1:] else ""
+            raise InputError(
+                f"{workdir} belongs to a run with another config ({setting} is {old!r} "
+                f"there and {new!r} now{more}): choose another --workdir."
+            )
+    if first_host:
+        write_atomically(path, json.dumps(mine, indent=1) + "\n")
+
+
+def _differences(theirs, mine, path="") -> list[tuple[str, Any, Any]]:
+    """(setting, their value, my value) wherever two configs differ and may not."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        found = []
+        for name in sorted({*theirs, *mine}):
+            where = f"{path}.{name}" if path else name
+            found += _differences(theirs.get(name), mine.get(name), where)
+        return found
+    return [] if theirs == mine or path in _FREE else [(path, theirs, mine)]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a temporary file, then a rename.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
