@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import linen as nn
 
 from metricjax import config as config_module
@@ -16,7 +17,7 @@ from metricjax.config import RunConfig
 from metricjax.data import datasets, pipeline, transforms
 from metricjax.data.sampling import PKSampler
 from metricjax.models.cost import count_parameters
-from metricjax.workdir import claim
+from metricjax.workdir import check_owner
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Run:
     transform: transforms.Transform
     mesh: jax.sharding.Mesh
     model: nn.Module
+    optimizer: optax.GradientTransformation
     skipped: pipeline.SkipLog
 
     @classmethod
@@ -43,7 +45,7 @@ class Run:
         """
         devices = mesh.make_mesh()
         config_module.check_devices(config, devices.size)
-        claim(workdir, config, jax.process_index() == 0)
+        check_owner(workdir, config)
         dataset = open_data(config)
         train, validation = datasets.holdout(
             dataset.train, config.data.holdout, config.seed
@@ -52,6 +54,7 @@ class Run:
             train.labels, config.batch_size, config.instances_per_class, config.seed
         )
         classes = train.num_classes if config.objective.classifies else None
+        model = models.build(config.model, classes)
         return cls(
             config=config,
             workdir=workdir,
@@ -61,29 +64,19 @@ class Run:
             sampler=sampler,
             transform=transforms.build(config.data.transform),
             mesh=devices,
-            model=models.build(config.model, classes),
+            model=model,
+            optimizer=_build_optimizer(model, config),
             skipped=pipeline.SkipLog(),
         )
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """[h, w, c] of what the network sees."""
-        transform = self.config.data.transform
-        return (transform.image_size, transform.image_size, transform.channels)
 
     @property
     def root_key(self) -> jax.Array:
         return jax.random.key(self.config.seed)
 
-    @cached_property
-    def optimizer(self):
-        shapes = jax.eval_shape(self._init_variables)
-        return optimizers.build(
-            self.config.optimizer, self.config.steps, shapes["params"]
-        )
-
     def _init_variables(self):
-        return step.init_variables(self.model, self.image_shape, self.root_key)
+        return step.init_variables(
+            self.model, self.config.data.transform.shape, self.root_key
+        )
 
     def untrained_variables(self) -> Any:
         """The variables before the first step; the same whenever it is called."""
@@ -101,9 +94,8 @@ class Run:
         )
 
     def _init_state(self):
-        return step.init_state(
-            self.model, self.optimizer, self.image_shape, self.root_key
-        )
+        shape = self.config.data.transform.shape
+        return step.init_state(self.model, self.optimizer, shape, self.root_key)
 
     def init_state(self) -> step.TrainState:
         """The state before the first step, made on the devices it lives on."""
@@ -121,7 +113,9 @@ class Run:
         everywhere, split = mesh.replicated(self.mesh), mesh.split(self.mesh)
         size = self.config.batch_size
         batch = {
-            "images": jax.ShapeDtypeStruct((size, *self.image_shape), np.uint8),
+            "images": jax.ShapeDtypeStruct(
+                (size, *self.config.data.transform.shape), np.uint8
+            ),
             "labels": jax.ShapeDtypeStruct((size,), np.int32),
         }
         program = (
@@ -218,6 +212,16 @@ class Run:
             ],
             "notes": list(self.dataset.notes),
         }
+
+
+def _build_optimizer(
+    model: nn.Module, config: RunConfig
+) -> optax.GradientTransformation:
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(
+        lambda: step.init_variables(model, config.data.transform.shape, key)
+    )
+    return optimizers.build(config.optimizer, config.steps, shapes["params"])
 
 
 def open_data(config: RunConfig) -> datasets.Dataset:

@@ -18,7 +18,7 @@ from metricjax.data import pipeline
 from metricjax.journal import Clock, Journal, read_history
 from metricjax.reports import page
 from metricjax.run import Run
-from metricjax.workdir import write_atomically
+from metricjax.workdir import claim, write_atomically
 
 # How far the host runs ahead of the devices, in steps.
 _AHEAD = 2
@@ -42,12 +42,14 @@ def train(config: RunConfig, workdir: Path, name: str) -> bool:
     began = time.perf_counter()
     run = Run.open(config, workdir)
     first = jax.process_index() == 0
+    say = print if first else _silent
+    run.introduce(say)
+    floor = judging.pixel_floor(run.dataset.test, run.transform, run.skipped)
+    say(f"raw pixels, nearest neighbour by cosine: Recall@1 {floor:.3f}")
+    if first:
+        claim(workdir, config)
     select_by = config.evaluation.select_by
     with Checkpoints(workdir / "checkpoints", select_by) as checkpoints:
-        say = print if first else _silent
-        run.introduce(say)
-        floor = judging.pixel_floor(run.dataset.test, run.transform, run.skipped)
-        say(f"raw pixels, nearest neighbour by cosine: Recall@1 {floor:.3f}")
         restored = checkpoints.restore_latest(run.abstract_state, say)
         start, state = restored or (0, run.init_state())
         if start >= config.steps and (workdir / "report.html").exists():

@@ -12,32 +12,49 @@ from metricjax.errors import InputError, disk_errors
 _FREE = ("log_every", "checkpoint_every", "data.root", "data.threads", "data.cache_gib")
 
 
-def claim(workdir: Path, config: RunConfig, first_host: bool) -> None:
-    """Make the workdir this config's, or check that it is.
+def check_owner(workdir: Path, config: RunConfig) -> None:
+    """Check that the workdir is free or holds a run of these settings.
 
     Raises:
-      InputError: it holds a run of another config, or cannot be written.
+      InputError: it holds a run of another config, or cannot be read.
     """
     path = workdir / "config.json"
-    mine = json.loads(json.dumps(to_dict(config)))
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         theirs = json.loads(path.read_text()) if path.exists() else None
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(
+            f"{path} cannot be read ({error}): choose another --workdir."
+        ) from error
+    if theirs is None:
+        return
+    differences = _differences(theirs, _as_json(config))
+    if differences:
+        setting, old, new = differences[0]
+        more = f" and {len(differences) - 1} more" if differences[1:] else ""
+        raise InputError(
+            f"{workdir} belongs to a run with another config ({setting} is {old!r} "
+            f"there and {new!r} now{more}): choose another --workdir."
+        )
+
+
+def claim(workdir: Path, config: RunConfig) -> None:
+    """Make the workdir and write down whose it is.
+
+    Raises:
+      InputError: it cannot be made or written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_as_json(config), indent=1)
+        write_atomically(workdir / "config.json", text + "\n")
+    except OSError as error:
+        raise InputError(
             f"--workdir {workdir} cannot be used ({error}): choose another directory."
         ) from error
-    if theirs is not None:
-        differences = _differences(theirs, mine)
-        if differences:
-            setting, old, new = differences[0]
-            more = f" and {len(differences) - 1} more" if differences[1:] else ""
-            raise InputError(
-                f"{workdir} belongs to a run with another config ({setting} is {old!r} "
-                f"there and {new!r} now{more}): choose another --workdir."
-            )
-    if first_host:
-        write_atomically(path, json.dumps(mine, indent=1) + "\n")
+
+
+def _as_json(config: RunConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(to_dict(config)))
 
 
 def _differences(theirs, mine, path="") -> list[tuple[str, Any, Any]]:

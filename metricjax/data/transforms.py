@@ -75,6 +75,11 @@ class TransformConfig:
                 )
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """[h, w, c] of what the network sees."""
+        return (self.image_size, self.image_size, self.channels)
+
+    @property
     def flips(self) -> bool:
         """Whether training images are mirrored at random."""
         return self.recipe == "resize_crop" if self.flip is None else self.flip
