@@ -50,7 +50,7 @@ def parse(arguments: list[str]) -> Options:
         exist or has another type.
     """
     parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config")
     parser.add_argument("--workdir")
     parser.add_argument("--print_config", action="store_true")
     own, overrides = _separate(arguments)
@@ -59,6 +59,8 @@ def parse(arguments: list[str]) -> Options:
         flag = rest[0].split("=")[0]
         hint = suggestion(flag, ("--config", "--workdir", "--print_config", "--help"))
         raise InputError(f"{flag!r} is no flag{hint}; see --help.")
+    if not known.config:
+        raise InputError("--config is missing: name a config file; see --help.")
     path, _, variant = known.config.partition(":")
     config = _load(Path(path), variant)
     for setting, text in overrides:

@@ -29,6 +29,7 @@ class DataConfig:
     Attributes:
       name: a data set of `data.open_dataset`.
       root: where its files are; None where it needs none.
+      source: where one gets the files; said when they are missing.
       closed_set: allow classes that stand in both train and test.
       holdout: share of the training classes held out for validation.
       transform: how images are prepared and augmented.
@@ -38,6 +39,7 @@ class DataConfig:
 
     name: str = "glyphs"
     root: str | None = None
+    source: str = ""
     closed_set: bool = False
     holdout: float = 0.15
     transform: TransformConfig = TransformConfig()

@@ -16,6 +16,7 @@ from metricjax import judging, mesh, models, optimizers, step
 from metricjax.config import RunConfig
 from metricjax.data import datasets, pipeline, transforms
 from metricjax.data.sampling import PKSampler
+from metricjax.errors import InputError
 from metricjax.models.cost import count_parameters
 from metricjax.workdir import check_owner
 
@@ -227,6 +228,9 @@ def _build_optimizer(
 def open_data(config: RunConfig) -> datasets.Dataset:
     """The data set of a run, opened with the options that its kind takes."""
     data = config.data
+    missing = not data.root or not Path(data.root).exists()
+    if data.source and missing:
+        raise InputError(f"data.root={data.root!r} was not found: {data.source}")
     options = {
         "glyphs": {"size": data.transform.image_size, "seed": config.seed},
         "folder": {

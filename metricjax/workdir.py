@@ -9,7 +9,8 @@ from metricjax.config import RunConfig, to_dict
 from metricjax.errors import InputError, disk_errors
 
 # Settings that may change between two starts of the same run.
-_FREE = ("log_every", "checkpoint_every", "data.root", "data.threads", "data.cache_gib")
+_FREE = {"log_every", "checkpoint_every"}
+_FREE |= {f"data.{name}" for name in ("root", "source", "threads", "cache_gib")}
 
 
 def check_owner(workdir: Path, config: RunConfig) -> None:

@@ -1,0 +1,48 @@
+"""Handwritten characters: Omniglot's background alphabets to learn, the others to search.
+
+    python -m metricjax.main --config configs/omniglot.py \
+        --config.data.root=omniglot.zip
+
+`data.root` is a directory or .zip with a labels.csv (path,label,category,split), or a
+directory of the two official archives unpacked as train/ (images_background) and test/
+(images_evaluation): 964 characters to learn, 659 unseen ones to search.
+"""
+
+from metricjax.config import default_config, terms
+
+
+def get_config():
+    config = default_config()
+    config.steps = 3200
+    config.batch_size = 128
+    config.instances_per_class = 4
+    config.eval_every = 400
+    config.checkpoint_every = 400
+
+    config.data.name = "folder"
+    config.data.root = "omniglot.zip"
+    config.data.source = (
+        "get images_background.zip and images_evaluation.zip from "
+        "https://github.com/brendenlake/omniglot, unpack them as train/ and test/ in "
+        "one directory and name it with --config.data.root=DIR."
+    )
+    config.data.transform.recipe = "affine"
+    config.data.transform.image_size = 32
+    config.data.transform.channels = 1
+
+    config.model.backbone = "convnet"
+    config.model.widths = (32, 64, 128)
+    config.model.descriptors = "G"
+    config.model.dim = 128
+
+    config.objective.terms = terms(
+        triplet={"margin": 0.1},
+        softmax={"temperature": 0.5, "label_smoothing": 0.1},
+    )
+
+    config.optimizer.method = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.weight_decay = 1e-4
+    return config
