@@ -4,6 +4,9 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -105,21 +108,39 @@ def _load(path: Path, variant: str) -> ConfigDict:
     if spec is None:
         raise InputError(f"--config {path}: a config is a Python file, named *.py.")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _config_errors(path):
         spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise InputError(
-            f"--config {path}: line {error.lineno} is not Python ({error.msg})."
-        ) from error
     get_config = getattr(module, "get_config", None)
     if get_config is None:
         raise InputError(f"--config {path}: it defines no get_config().")
     if variant and not inspect.signature(get_config).parameters:
         raise InputError(f"--config {path}: it has no variants, but {variant!r} came.")
-    config = get_config(variant) if variant else get_config()
+    with _config_errors(path):
+        config = get_config(variant) if variant else get_config()
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config {path}: get_config() must return a ConfigDict.")
     return config.lock()
+
+
+@contextmanager
+def _config_errors(path: Path) -> Iterator[None]:
+    """Whatever a config file raises, as one sentence that names the line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except SyntaxError as error:
+        raise InputError(
+            f"--config {path}: line {error.lineno or 1} is not Python ({error.msg})."
+        ) from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename) == path.absolute()]
+        message = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"--config {path}: line {own[-1].lineno if own else 1} raises "
+            f"{type(error).__name__}: {message}."
+        ) from error
 
 
 def _override(config: ConfigDict, setting: str, text: str) -> None:

@@ -46,6 +46,14 @@ class DataConfig:
     threads: int | None = None
     cache_gib: float = 1.0
 
+    def __post_init__(self):
+        for name in ("threads", "cache_gib"):
+            if (getattr(self, name) or 0) < 0:
+                raise InputError(
+                    f"config.data.{name} is {getattr(self, name)}: it must be 0 or "
+                    "more."
+                )
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -62,6 +70,19 @@ class EvaluationConfig:
     batch_size: int = 256
     select_by: str = "map@r"
     bootstrap: int = 1000
+
+    def __post_init__(self):
+        if 1 not in self.recall_at or min(self.recall_at) < 1:
+            raise InputError(
+                f"config.evaluation.recall_at is {self.recall_at}: each K must be 1 or "
+                "more, and 1 one of them."
+            )
+        for name in ("batch_size", "bootstrap"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"config.evaluation.{name} is {getattr(self, name)}: it must be 1 "
+                    "or more."
+                )
 
 
 @dataclass(frozen=True)
@@ -293,3 +314,5 @@ def _check_type(value: Any, kind: type, path: str) -> None:
     accepted = (int, float) if kind is float else (kind,)
     if not isinstance(value, accepted) or (kind is not bool and value is True):
         raise InputError(f"{path} is {value!r}: it must be of type {kind.__name__}.")
+    if kind is float and not math.isfinite(value):
+        raise InputError(f"{path} is {value}: it must be a finite number.")
