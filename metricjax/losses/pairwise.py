@@ -31,15 +31,22 @@ class Tiling:
     """How the rows are computed; never what they are.
 
     Attributes:
-      block_size: anchors per block. `None` makes all rows at once, memory O(b n); a
-        number bounds the memory to O(block_size n), and takes value and gradient of a
-        block in the same pass. It need not divide the batch.
+      block_size: anchors per block, 1 or more. `None` makes all rows at once, memory
+        O(b n); a number bounds the memory to O(block_size n), and takes value and
+        gradient of a block in the same pass. It need not divide the batch.
       dtype: of the Gram matrix's operands. float32 is exact; bfloat16 is faster on
         matrix units and moves squared distances of unit vectors by up to about 1e-3.
     """
 
     block_size: int | None = None
     dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self):
+        if self.block_size is not None and self.block_size < 1:
+            raise InputError(
+                f"block_size is {self.block_size}: it must be 1 or more, or None for "
+                "all rows at once."
+            )
 
 
 def dot_products(
@@ -67,7 +74,11 @@ def squared_distances(
 def distances(
     anchors: Float[Array, "b d"], references: Float[Array, "n d"], dtype: DTypeLike
 ) -> Float[Array, "b n"]:
-    """Euclidean distances; value and gradient 0 where two rows coincide."""
+    """Euclidean distances; value and gradient 0 where the square is not positive.
+
+    The square of two rows that coincide is 0 up to rounding, so that their distance may
+    come out at up to about 1e-3 of their length instead of 0.
+    """
     return safe_sqrt(squared_distances(anchors, references, dtype))
 
 
@@ -99,8 +110,8 @@ def mean_over_anchors(
       A float32 scalar.
 
     Raises:
-      InputError: a wrong rank, integer embeddings, lengths that differ, one of
-        `references` and `reference_labels` without the other.
+      InputError: a wrong rank, integer embeddings, numbers of labels or widths that
+        differ, one of `references` and `reference_labels` without the other.
     """
     own = references is None
     if own != (reference_labels is None):
@@ -110,6 +121,9 @@ def mean_over_anchors(
         references, reference_labels = embeddings, labels
     else:
         check_labelled("references", references, reference_labels)
+        _check_widths(embeddings, references)
+    # Blocks add their gradients up in the type of what they are given.
+    embeddings, references = (x.astype(jnp.float32) for x in (embeddings, references))
     rows = partial(_sum_of_rows, anchor, measure, own, tiling.dtype)
     positions = jnp.arange(len(labels))
     if tiling.block_size is None or tiling.block_size >= len(labels):
@@ -136,6 +150,14 @@ def check_labelled(name: str, embeddings: Array, labels: Array) -> None:
     if len(embeddings) != len(labels):
         raise InputError(
             f"there are {len(embeddings)} {name} but {len(labels)} labels for them."
+        )
+
+
+def _check_widths(embeddings: Array, references: Array) -> None:
+    if embeddings.shape[1] != references.shape[1]:
+        raise InputError(
+            f"embeddings and references must be equally long, but they have "
+            f"{embeddings.shape[1]} and {references.shape[1]} numbers each."
         )
 
 
