@@ -61,6 +61,8 @@ def parse(arguments: list[str]) -> Options:
     if rest:
         flag = rest[0].split("=")[0]
         hint = suggestion(flag, ("--config", "--workdir", "--print_config", "--help"))
+        if not known.config and flag.endswith(".py"):
+            hint = f" (did you mean --config {flag}?)"
         raise InputError(f"{flag!r} is no flag{hint}; see --help.")
     if not known.config:
         raise InputError("--config is missing: name a config file; see --help.")
