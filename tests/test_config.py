@@ -1,0 +1,206 @@
+"""Settings: what is accepted, what is refused, in which words."""
+
+import dataclasses
+import json
+
+import pytest
+
+from metricjax.config import (
+    check_devices,
+    choose_variant,
+    default_config,
+    from_config_dict,
+    suggestion,
+    terms,
+    to_dict,
+)
+from metricjax.errors import InputError
+
+
+def config_with(**settings):
+    """The defaults with a triplet loss and some settings, named `a__b` for a.b."""
+    config = default_config()
+    config.objective.terms = terms(triplet={"margin": 0.3})
+    tree = config.to_dict()
+    for name, value in settings.items():
+        *groups, last = name.split("__")
+        place = tree
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    return tree
+
+
+def refuse(function, *args):
+    """The one sentence with which something is refused."""
+    with pytest.raises(InputError) as caught:
+        function(*args)
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith(".")
+    return message
+
+
+def test_round_trip_through_json():
+    config = from_config_dict(
+        config_with(
+            steps=7,
+            data__root="photos",
+            data__threads=3,
+            model__widths=(8, 16),
+            optimizer__step_boundaries=(3, 5),
+            optimizer__clip_norm=1,
+        )
+    )
+    kept = json.loads(json.dumps(to_dict(config)))
+    assert from_config_dict(kept) == dataclasses.replace(
+        config, objective=from_config_dict(kept).objective
+    )
+    assert to_dict(from_config_dict(kept)) == kept
+    assert kept["steps"] == 7
+    assert kept["data"]["root"] == "photos"
+    assert kept["model"]["widths"] == [8, 16]
+    assert kept["objective"]["terms"] == {
+        "triplet": {"weight": 1.0, "margin": 0.3, "squared": False, "soft": False}
+    }
+    assert isinstance(config.optimizer.clip_norm, float)
+
+
+def test_the_defaults_list_every_setting():
+    config = from_config_dict(config_with())
+
+    def names(value):
+        if not dataclasses.is_dataclass(value):
+            return None
+        return {
+            f.name: names(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+
+    def listed(tree, like):
+        return {k: listed(tree[k], v) if v else None for k, v in like.items()}
+
+    everything = names(config)
+    assert listed(default_config().to_dict(), everything) == everything
+    assert set(default_config()) == set(everything)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"stesp": 5}, ["config.stesp", "did you mean 'steps'", "batch_size"]),
+        ({"data__rot": "x"}, ["config.data.rot", "did you mean 'root'"]),
+        ({"data__transform__colour": 1}, ["config.data.transform.colour", "channels"]),
+        ({"steps": "many"}, ["config.steps is 'many'", "int"]),
+        ({"steps": 10.0}, ["config.steps is 10.0", "int"]),
+        ({"steps": True}, ["config.steps is True", "int"]),
+        ({"data__closed_set": 1}, ["config.data.closed_set is 1", "bool"]),
+        ({"data__holdout": "half"}, ["config.data.holdout is 'half'", "float"]),
+        ({"data__name": 5}, ["config.data.name is 5", "str"]),
+        ({"data__threads": "two"}, ["config.data.threads is 'two'", "int"]),
+        ({"data": 5}, ["config.data is 5", "group"]),
+        ({"model__widths": 8}, ["config.model.widths is 8", "tuple"]),
+        ({"model__widths": (8, "x")}, ["config.model.widths[1] is 'x'", "int"]),
+        ({"optimizer__learning_rate": float("nan")}, ["learning_rate", "finite"]),
+        ({"optimizer__clip_norm": float("inf")}, ["clip_norm is inf", "finite"]),
+        ({"steps": 0}, ["config.steps is 0", "1 or more"]),
+        ({"eval_every": -5}, ["config.eval_every is -5", "1 or more"]),
+        ({"seed": -1}, ["config.seed is -1", "0 or more"]),
+        ({"data__threads": -1}, ["config.data.threads is -1", "0 or more"]),
+        ({"data__cache_gib": -1.0}, ["config.data.cache_gib is -1.0", "0 or more"]),
+        ({"evaluation__bootstrap": 0}, ["config.evaluation.bootstrap", "1 or more"]),
+        ({"evaluation__batch_size": 0}, ["config.evaluation.batch_size", "1 or more"]),
+        ({"evaluation__recall_at": ()}, ["config.evaluation.recall_at", "1 or more"]),
+        ({"evaluation__recall_at": (0, 1)}, ["recall_at is (0, 1)", "1 or more"]),
+        ({"evaluation__recall_at": (2, 4)}, ["recall_at is (2, 4)", "1 one of them"]),
+        (
+            {"evaluation__select_by": "recall@3"},
+            ["config.evaluation.select_by is 'recall@3'", "recall@1", "map@r"],
+        ),
+        ({"objective__terms": {}}, ["config.objective.terms", "at least one loss"]),
+        (
+            {"objective__terms": {"tripel": {}}},
+            ["config.objective.terms", "'tripel'", "did you mean 'triplet'"],
+        ),
+        (
+            {"objective__terms": {"triplet": {"margn": 1.0}}},
+            ["config.objective.terms.triplet.margn", "did you mean 'margin'"],
+        ),
+        (
+            {"objective__terms": {"triplet": {"margin": "wide"}}},
+            ["config.objective.terms.triplet.margin is 'wide'", "float"],
+        ),
+        (
+            {"objective__terms": {"triplet": {"weight": "much"}}},
+            ["config.objective.terms.triplet.weight is 'much'", "float"],
+        ),
+        (
+            {"objective__terms": {"triplet": {"weight": 0.0}}},
+            ["objective.terms", "weight other than 0"],
+        ),
+    ],
+)
+def test_refused_in_one_sentence(settings, words):
+    message = refuse(from_config_dict, config_with(**settings))
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "instances", "nearest"),
+    [(130, 4, 128), (127, 4, 128), (1, 4, 4), (100, 8, 96), (10, 3, 9)],
+)
+def test_a_batch_that_k_does_not_divide(batch_size, instances, nearest):
+    settings = {"batch_size": batch_size, "instances_per_class": instances}
+    message = refuse(from_config_dict, config_with(**settings))
+    assert f"config.batch_size is {batch_size}" in message
+    assert f"instances_per_class={instances}" in message
+    assert message.endswith(f" {nearest}.")
+    from_config_dict(config_with(**settings | {"batch_size": nearest}))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "instances", "devices", "nearest"),
+    [(12, 4, 8, 16), (20, 4, 3, 24), (4, 4, 8, 8), (100, 5, 8, 80), (18, 2, 8, 16)],
+)
+def test_a_batch_that_the_devices_do_not_divide(
+    batch_size, instances, devices, nearest
+):
+    settings = {"batch_size": batch_size, "instances_per_class": instances}
+    settings["evaluation__batch_size"] = 8 * devices
+    message = refuse(check_devices, from_config_dict(config_with(**settings)), devices)
+    assert f"config.batch_size is {batch_size}" in message
+    assert f"{devices} devices" in message
+    assert message.endswith(f" {nearest}.")
+    check_devices(
+        from_config_dict(config_with(**settings | {"batch_size": nearest})), devices
+    )
+
+
+def test_an_evaluation_batch_that_the_devices_do_not_divide():
+    config = from_config_dict(config_with(evaluation__batch_size=100))
+    message = refuse(check_devices, config, 8)
+    assert "config.evaluation.batch_size is 100" in message
+    assert message.endswith(" 96.")
+    check_devices(config, 4)
+
+
+def test_terms_fill_in_what_is_not_named():
+    assert terms(triplet={"margin": 0.5})["triplet"] == {
+        "weight": 1.0,
+        "margin": 0.5,
+        "squared": False,
+        "soft": False,
+    }
+
+
+def test_variants():
+    assert choose_variant("cgd", "cub", ("cub", "cars")) == "cub"
+    message = refuse(choose_variant, "cgd", "cus", ("cub", "sop"))
+    assert "'cgd'" in message and "'cus'" in message
+    assert "did you mean 'cub'" in message and "cub, sop" in message
+
+
+def test_suggestions_are_near_or_absent():
+    assert suggestion("batchsize", ["batch_size", "steps"]) == (
+        " (did you mean 'batch_size'?)"
+    )
+    assert suggestion("zzz", ["batch_size", "steps"]) == ""
