@@ -21,13 +21,15 @@ def check_owner(workdir: Path, config: RunConfig) -> None:
     """
     path = workdir / "config.json"
     try:
-        theirs = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, json.JSONDecodeError) as error:
+        if not path.exists():
+            return
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(theirs, dict):
+            raise ValueError("it holds no settings")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({error}): choose another --workdir."
         ) from error
-    if theirs is None:
-        return
     differences = _differences(theirs, _as_json(config))
     if differences:
         setting, old, new = differences[0]
