@@ -1,0 +1,155 @@
+"""The run's directory: whose it is, and files written whole or not at all."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from metricjax import workdir
+from metricjax.config import RunConfig, to_dict
+from metricjax.errors import InputError
+from metricjax.objectives import ObjectiveConfig, Term
+
+CONFIG = RunConfig(ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.2})}))
+
+
+def changed(path, value):
+    """CONFIG with the setting `a.b.c` changed."""
+
+    def change(settings, names):
+        name, *rest = names
+        new = change(getattr(settings, name), rest) if rest else value
+        return dataclasses.replace(settings, **{name: new})
+
+    return change(CONFIG, path.split("."))
+
+
+def refuse(directory, config):
+    with pytest.raises(InputError) as caught:
+        workdir.check_owner(directory, config)
+    message = str(caught.value)
+    assert "\n" not in message and str(directory) in message
+    assert "choose another --workdir" in message
+    return message
+
+
+def test_a_new_workdir_is_free_until_it_is_claimed(tmp_path):
+    directory = tmp_path / "runs" / "first"
+    workdir.check_owner(directory, CONFIG)
+    assert not directory.exists()
+    workdir.claim(directory, CONFIG)
+    kept = json.loads((directory / "config.json").read_text())
+    assert kept == json.loads(json.dumps(to_dict(CONFIG)))
+    workdir.check_owner(directory, CONFIG)
+    workdir.claim(directory, CONFIG)
+    assert os.listdir(directory) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("seed", 3, ["seed is 0 there and 3 now"]),
+        ("steps", 5, ["steps is 1000 there and 5 now"]),
+        ("eval_every", 5, ["eval_every is 250 there and 5 now"]),
+        ("data.name", "folder", ["data.name is 'glyphs' there and 'folder' now"]),
+        ("data.transform.image_size", 32, ["data.transform.image_size is 224 there"]),
+        ("model.widths", (8,), ["model.widths is [64, 128, 256] there and [8] now"]),
+        ("optimizer.clip_norm", 1.0, ["optimizer.clip_norm is None there and 1.0"]),
+        (
+            "objective",
+            ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.1})}),
+            ["objective.terms.triplet.margin is 0.2 there and 0.1 now"],
+        ),
+    ],
+)
+def test_another_config_is_refused_with_the_difference(tmp_path, path, value, words):
+    workdir.claim(tmp_path, CONFIG)
+    before = (tmp_path / "config.json").read_bytes()
+    message = refuse(tmp_path, changed(path, value))
+    for word in words:
+        assert word in message
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_more_differences_are_counted(tmp_path):
+    workdir.claim(tmp_path, CONFIG)
+    other = dataclasses.replace(CONFIG, seed=1, steps=2, batch_size=8)
+    message = refuse(tmp_path, other)
+    assert "batch_size is 128 there and 8 now and 2 more" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("log_every", 7),
+        ("checkpoint_every", 7),
+        ("data.root", "elsewhere"),
+        ("data.source", "from there"),
+        ("data.threads", 2),
+        ("data.cache_gib", 0.0),
+    ],
+)
+def test_settings_that_do_not_change_the_result_may_change(tmp_path, path, value):
+    workdir.claim(tmp_path, CONFIG)
+    workdir.check_owner(tmp_path, changed(path, value))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": ', b"\xff\xfe", b"[]", b"null"])
+def test_a_config_json_that_is_none(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    refuse(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        workdir.check_owner(directory, CONFIG)
+        with pytest.raises(InputError, match="choose another directory") as caught:
+            workdir.claim(directory, CONFIG)
+        assert f"--workdir {directory}" in str(caught.value)
+
+
+def test_write_atomically(tmp_path):
+    path = tmp_path / "a.json"
+    workdir.write_atomically(path, "one — ü\n")
+    assert path.read_text(encoding="utf-8") == "one — ü\n"
+    workdir.write_atomically(path, "two\n")
+    assert path.read_text() == "two\n"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("moment", ["write", "rename"])
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_write_that_fails_leaves_nothing_half_written(
+    tmp_path, monkeypatch, moment, existed
+):
+    path = tmp_path / "a.json"
+    if existed:
+        path.write_text("old")
+
+    def fail(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        if moment == "rename":
+            patched.setattr(os, "replace", fail)
+        text = "new" if moment == "rename" else "\ud800 cannot be encoded"
+        with pytest.raises((OSError, UnicodeEncodeError)):
+            workdir.write_atomically(path, text)
+    assert os.listdir(tmp_path) == (["a.json"] if existed else [])
+    assert not existed or path.read_text() == "old"
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match="the disk is full") as caught:
+        workdir.write_atomically(path, "new")
+    assert str(path) in str(caught.value)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
