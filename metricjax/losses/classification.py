@@ -31,7 +31,8 @@ def softmax_cross_entropy(
       A float32 scalar.
 
     Raises:
-      InputError: a temperature or smoothing outside its range, shapes that do not fit.
+      InputError: a temperature or smoothing outside its range, shapes or types that
+        do not fit.
 
     Source: Jun et al. (arXiv 1903.10663), the auxiliary classification loss; the form
     of the smoothing is that of a reimplementation.
@@ -47,7 +48,11 @@ def softmax_cross_entropy(
             f"logits [b, c] and labels [b] are needed, but their shapes are "
             f"{list(logits.shape)} and {list(labels.shape)}."
         )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise InputError(f"labels must be integers, but they are {labels.dtype}.")
     logs = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
     right = jnp.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+    if not label_smoothing:  # 0 times the mean is NaN where a logit is -inf
+        return -jnp.mean(right)
     smooth = jnp.mean(logs, axis=1)
     return -jnp.mean((1 - label_smoothing) * right + label_smoothing * smooth)
