@@ -164,3 +164,100 @@ def resnet(images, variables, depth, last_stride):
                 x = conv_norm(x, path, "downsample_conv", "downsample_bn", stride, 0)
             x = np.maximum(branch + x, 0)
     return x
+
+
+# --- losses -------------------------------------------------------------------------
+
+
+def gradient(function, point, step=1e-6):
+    """Central differences of a scalar function of one float64 array."""
+    point = np.asarray(point, np.float64)
+    slopes = np.empty(point.shape)
+    for index in np.ndindex(point.shape):
+        offset = np.zeros(point.shape)
+        offset[index] = step
+        slopes[index] = (function(point + offset) - function(point - offset)) / 2 / step
+    return slopes
+
+
+def distances(anchors, references):
+    """Euclidean distances [b, n], from the differences of the vectors."""
+    anchors, references = (np.asarray(x, np.float64) for x in (anchors, references))
+    gaps = anchors[:, None, :] - references[None, :, :]
+    return np.sqrt((gaps**2).sum(axis=-1))
+
+
+def mean_over_anchors(anchor, rows, labels, others=None):
+    """Mean of anchor(values of positives, values of negatives), skipping None.
+
+    rows: [b, n]; others: labels of the references, or None where they are the anchors.
+    """
+    values = []
+    for index, row in enumerate(rows):
+        same = labels[index] == (labels if others is None else others)
+        positives = same.copy()
+        if others is None:
+            positives[index] = False
+        value = anchor(row[positives], row[~same])
+        if value is not None:
+            values.append(value)
+    return np.mean(values) if values else 0.0
+
+
+def triplet(
+    embeddings,
+    labels,
+    margin=0.1,
+    squared=False,
+    soft=False,
+    references=None,
+    reference_labels=None,
+):
+    """Batch-hard triplet loss, one anchor at a time."""
+    rows = distances(embeddings, embeddings if references is None else references)
+    rows = rows**2 if squared else rows
+
+    def anchor(positives, negatives):
+        if not len(positives) or not len(negatives):
+            return None
+        gap = max(positives) - min(negatives)
+        return np.log1p(np.exp(gap)) if soft else max(gap + margin, 0.0)
+
+    return mean_over_anchors(anchor, rows, labels, reference_labels)
+
+
+def softmax_cross_entropy(logits, labels, temperature=1.0, label_smoothing=0.0):
+    """One image at a time; the smoothed target is spread over all classes."""
+    total = 0.0
+    for scores, label in zip(np.asarray(logits, np.float64), labels, strict=True):
+        scores = scores / temperature
+        logs = scores - np.max(scores)
+        logs = logs - np.log(np.exp(logs).sum())
+        target = np.full(len(scores), label_smoothing / len(scores))
+        target[label] += 1 - label_smoothing
+        total -= (target * logs).sum()
+    return total / len(labels)
+
+
+def pair_statistics(embeddings, labels, margin):
+    """positive_distance, negative_distance, active: see objectives.pair_statistics."""
+    rows = distances(embeddings, embeddings)
+
+    def active(positives, negatives):
+        if not len(positives) or not len(negatives):
+            return None
+        return float(max(positives) - min(negatives) + margin > 0)
+
+    return {
+        "positive_distance": mean_over_anchors(
+            lambda positives, _: np.mean(positives) if len(positives) else None,
+            rows,
+            labels,
+        ),
+        "negative_distance": mean_over_anchors(
+            lambda _, negatives: np.mean(negatives) if len(negatives) else None,
+            rows,
+            labels,
+        ),
+        "active": mean_over_anchors(active, rows, labels),
+    }
