@@ -1,0 +1,154 @@
+"""Convolution against XLA's own, and which operations it becomes on each platform."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from metricjax.models.convolution import convolve
+
+# side, strides, padding, channels in, channels out
+CASES = {
+    "1x1": (1, 1, 0, 8, 6),
+    "1x1 strided": (1, 2, 0, 8, 6),
+    "1x1 padded": (1, 1, 1, 8, 6),
+    "3x3": (3, 1, 1, 8, 6),
+    "3x3 strided": (3, 2, 1, 8, 6),
+    "3x3 unpadded": (3, 1, 0, 8, 6),
+    "3x3 thin": (3, 1, 1, 3, 6),
+    "3x3 grey": (3, 1, 1, 1, 6),
+    "5x5 strided": (5, 2, 2, 4, 6),
+    "7x7 strided": (7, 2, 3, 3, 4),
+}
+
+
+def native(images, kernel, strides, padding, groups=1):
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        (strides, strides),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def ours(images, kernel, strides, padding, groups=1):
+    return convolve(images, kernel, strides=strides, padding=padding, groups=groups)
+
+
+def with_gradients(function, images, kernel, cotangent):
+    value, pull = jax.vjp(function, images, kernel)
+    return value, *pull(cotangent)
+
+
+def drawn(case, groups=1, dtype=jnp.float32):
+    """(strides, padding), and images, kernel and cotangent; odd and even sides."""
+    side, strides, padding, channels, features = CASES[case]
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, 9, 12, channels))
+    kernel = rng.normal(size=(side, side, channels // groups, features)) / side
+    images, kernel = jnp.asarray(images, dtype), jnp.asarray(kernel, dtype)
+    forward = partial(native, strides=strides, padding=padding, groups=groups)
+    shape = jax.eval_shape(forward, images, kernel).shape
+    cotangent = jnp.asarray(rng.normal(size=shape), dtype)
+    return (strides, padding), (images, kernel, cotangent)
+
+
+def assert_equal(settings, arrays, groups=1, rtol=1e-5):
+    """Value and both gradients, within `rtol` of the largest entry of each."""
+    strides, padding = settings
+    options = {"strides": strides, "padding": padding, "groups": groups}
+    got = jax.jit(partial(with_gradients, partial(ours, **options)))(*arrays)
+    # The truth from the same numbers in float32: bfloat16's products are exact in it.
+    wide = [array.astype(jnp.float32) for array in arrays]
+    expected = jax.jit(partial(with_gradients, partial(native, **options)))(*wide)
+    for mine, theirs, like in zip(got, expected, (arrays[2], *arrays[:2]), strict=True):
+        assert mine.dtype == like.dtype and mine.shape == like.shape
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(
+            mine.astype(jnp.float32), theirs, rtol=0, atol=rtol * scale
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_native_in_value_and_gradients(case):
+    assert_equal(*drawn(case))
+
+
+@pytest.mark.parametrize("case", ["1x1", "3x3", "3x3 thin", "3x3 strided"])
+def test_bfloat16(case):
+    """Rounded once to 8 bits; the native one may round its partial sums as well."""
+    assert_equal(*drawn(case, dtype=jnp.bfloat16), rtol=2**-7)
+
+
+@pytest.mark.parametrize("case", ["1x1", "3x3", "3x3 strided"])
+def test_groups(case):
+    assert_equal(*drawn(case, groups=2), groups=2)
+
+
+def test_gradient_of_the_kernel_alone():
+    (strides, padding), (images, kernel, cotangent) = drawn("3x3")
+
+    def total(function, kernel):
+        return jnp.sum(function(images, kernel, strides, padding) * cotangent)
+
+    got = jax.jit(jax.grad(partial(total, ours)))(kernel)
+    expected = jax.jit(jax.grad(partial(total, native)))(kernel)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def lowered(function, arrays, platform):
+    """How many convolutions and matrix products the program of a platform has."""
+    program = jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,))
+    text = program.as_text()
+    return text.count("stablehlo.convolution"), text.count("stablehlo.dot_general")
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda", "rocm"])
+@pytest.mark.parametrize("case", CASES)
+def test_accelerators_get_native_convolutions_only(case, platform):
+    """One forward, one for each of the two gradients."""
+    (strides, padding), arrays = drawn(case)
+    forward = partial(ours, strides=strides, padding=padding)
+    assert lowered(partial(with_gradients, forward), arrays, platform) == (3, 0)
+    assert lowered(forward, arrays[:2], platform) == (1, 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cpu_has_no_convolution_in_the_kernel_gradient(case):
+    (strides, padding), arrays = drawn(case)
+    forward = partial(ours, strides=strides, padding=padding)
+
+    def kernel_gradient(images, kernel, cotangent):
+        return jax.vjp(partial(forward, images), kernel)[1](cotangent)
+
+    convolutions, products = lowered(kernel_gradient, arrays, "cpu")
+    side, channels = CASES[case][0], CASES[case][3]
+    short = side * side * channels <= 64
+    assert convolutions == 0
+    assert products == (1 if short else side * side)
+
+
+def test_cpu_wide_kernels_keep_xla_where_it_is_fast():
+    """3x3 of stride 1: forward and the images' gradient are convolutions."""
+    (strides, padding), arrays = drawn("3x3")
+    forward = partial(ours, strides=strides, padding=padding)
+    assert lowered(partial(with_gradients, forward), arrays, "cpu") == (2, 9)
+    (strides, padding), arrays = drawn("1x1")
+    forward = partial(ours, strides=strides, padding=padding)
+    assert lowered(partial(with_gradients, forward), arrays, "cpu") == (0, 3)
+
+
+def test_compiled_kernel_gradient_has_no_convolution():
+    (strides, padding), arrays = drawn("3x3")
+    forward = partial(ours, strides=strides, padding=padding)
+
+    def kernel_gradient(images, kernel, cotangent):
+        return jax.vjp(partial(forward, images), kernel)[1](cotangent)
+
+    program = jax.jit(kernel_gradient).lower(*arrays).compile().as_text()
+    assert "convolution(" not in program
