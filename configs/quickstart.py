@@ -23,16 +23,17 @@ def get_config():
 
     config.model.backbone = "convnet"
     config.model.widths = (32, 64, 128)
-    config.model.descriptors = "G"
+    config.model.whole = 512
+    config.model.descriptors = "S"
     config.model.dim = 128
 
     config.objective.terms = terms(
-        triplet={"margin": 0.1},
-        softmax={"temperature": 0.5, "label_smoothing": 0.1},
+        triplet={"weight": 0.2, "margin": 0.1},
+        softmax={"temperature": 2.0, "label_smoothing": 0.1},
     )
 
     config.optimizer.method = "adamw"
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 4e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.optimizer.weight_decay = 1e-4

@@ -20,12 +20,16 @@ class ConvNet(nn.Module):
     Attributes:
       widths: channels of the stem and of each stage.
       depth: residual convolutions of a stage.
+      whole: channels of a last convolution as large as the map, [b, 1, 1, whole], so
+        that it counts where in the image a stroke lies; pooling then leaves it as it
+        is. 0: none.
       dtype: type of computation.
       frozen_bn: see `layers.BatchNorm`.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
     depth: int = 2
+    whole: int = 0
     dtype: jnp.dtype = jnp.float32
     frozen_bn: bool = False
 
@@ -53,4 +57,8 @@ class ConvNet(nn.Module):
                 name = f"stage{stage}_{index}"
                 branch = conv(width, 3, name=name)(features)
                 features += nn.relu(norm(name=f"{name}_bn")(branch, train))
+        if self.whole:
+            flat = features.reshape(len(features), 1, 1, -1)
+            features = conv(self.whole, 1, name="whole")(flat)
+            features = nn.relu(norm(name="whole_bn")(features, train))
         return features

@@ -21,6 +21,7 @@ class ModelConfig:
       backbone: a name in `BACKBONES`.
       last_stride: a ResNet's stride of stage 4; 1 removes its downsampling.
       widths: channels of the ConvNet's stem and stages.
+      whole: channels of the ConvNet's convolution over the whole map, see `ConvNet`.
       descriptors: global descriptors out of S (SPoC), M (MAC), G (GeM); one letter is
         the plain pooling and linear map.
       dim: length of the embedding.
@@ -37,6 +38,7 @@ class ModelConfig:
     backbone: str = "resnet50"
     last_stride: int = 1
     widths: tuple[int, ...] = (64, 128, 256)
+    whole: int = 0
     descriptors: str = "MG"
     dim: int = 1536
     architecture: str = "C"
@@ -62,6 +64,7 @@ def _resnet(depth: int) -> Callable[[ModelConfig], nn.Module]:
 def _convnet(config: ModelConfig) -> nn.Module:
     return ConvNet(
         widths=config.widths,
+        whole=config.whole,
         dtype=jnp.dtype(config.dtype),
         frozen_bn=config.frozen_bn,
     )
