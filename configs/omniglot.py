@@ -1,4 +1,4 @@
-"""Handwritten characters: Omniglot's background alphabets to learn, the others to search.
+"""Handwritten characters: learn Omniglot's background alphabets, search the others.
 
     python -m metricjax.main --config configs/omniglot.py \
         --config.data.root=omniglot.zip

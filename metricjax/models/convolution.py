@@ -1,11 +1,11 @@
 """How a convolution is carried out on each platform; what it computes never changes.
 
 On TPU and GPU a convolution is the native one, forward and backward. On CPU XLA's own
-weight gradient runs at a fraction of its matrix product, and so do convolutions with
-few input channels; there a 1x1 kernel becomes one matrix product, thin and strided
-kernels a product with the gathered patches, and the weight gradient of the others one
-product per kernel position. The choice is made when a program is compiled, from its
-platform and the static shapes.
+weight gradient runs at a fraction of its matrix product, convolutions with few input
+channels do, and those on maps of a few pixels run at a hundredth. There 1x1, thin and
+strided kernels and small maps become a product with the gathered patches, and the
+weight gradient of the others one product per kernel position. The choice is made when a
+program is compiled, from its platform and the static shapes.
 """
 
 from functools import partial
@@ -18,6 +18,8 @@ from jaxtyping import Array, Float
 # Patches of up to this many numbers are gathered on CPU; longer ones cost more memory
 # traffic than the product saves.
 _SHORT_PATCH = 64
+# Maps of up to this many pixels are convolved by patches on CPU, whatever the kernel.
+_SMALL_MAP = 4
 
 
 def convolve(
@@ -42,7 +44,9 @@ def convolve(
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(images, kernel, strides, padding):
     native = partial(_native, strides=strides, padding=padding)
-    if not _by_patches(kernel, strides):
+    short = kernel.size // kernel.shape[-1] <= _SHORT_PATCH
+    small = _is_small(images, kernel, strides, padding)
+    if not (short or small or strides > 1 or kernel.shape[0] == 1):
         return native(images, kernel)
     by_patches = partial(_product_with_patches, strides=strides, padding=padding)
     return lax.platform_dependent(images, kernel, cpu=by_patches, default=native)
@@ -60,8 +64,9 @@ def _convolve_backward(strides, padding, residuals, cotangent):
         return jax.vjp(forward, images, kernel)[1](cotangent)
 
     def on_cpu(images, kernel, cotangent):
-        if kernel.shape[:2] == (1, 1) and strides == 1 and not padding:
-            forward = partial(_product_with_patches, strides=1, padding=0)
+        pointwise = kernel.shape[0] == 1 and strides == 1
+        if pointwise or _is_small(images, kernel, strides, padding):
+            forward = partial(_product_with_patches, strides=strides, padding=padding)
             return jax.vjp(forward, images, kernel)[1](cotangent)
         to_images, _ = native(images, kernel, cotangent)
         to_kernel = _kernel_gradient(images, kernel, cotangent, strides, padding)
@@ -84,16 +89,24 @@ def _native(images, kernel, strides, padding, groups=1):
     )
 
 
-def _by_patches(kernel, strides) -> bool:
-    side, _, channels, _ = kernel.shape
-    return side == 1 or strides > 1 or side * side * channels <= _SHORT_PATCH
+def _size(images, kernel, strides, padding) -> tuple[int, int]:
+    """Rows and columns of the result."""
+    return tuple(
+        (side + 2 * padding - kernel.shape[0]) // strides + 1
+        for side in images.shape[1:3]
+    )
 
 
-def _patches(images, side, strides, padding):
+def _is_small(images, kernel, strides, padding) -> bool:
+    rows, columns = _size(images, kernel, strides, padding)
+    return rows * columns <= _SMALL_MAP
+
+
+def _patches(images, kernel, strides, padding):
     """For each kernel position the pixels that it multiplies: k k of [b, p, q, c]."""
-    batch, height, width, channels = images.shape
-    rows = (height + 2 * padding - side) // strides + 1
-    columns = (width + 2 * padding - side) // strides + 1
+    batch, _, _, channels = images.shape
+    side = kernel.shape[0]
+    rows, columns = _size(images, kernel, strides, padding)
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     return [
         lax.slice(
@@ -114,7 +127,7 @@ def _patches(images, side, strides, padding):
 
 def _product_with_patches(images, kernel, strides, padding):
     outputs = kernel.shape[-1]
-    patches = _patches(images, kernel.shape[0], strides, padding)
+    patches = _patches(images, kernel, strides, padding)
     gathered = jnp.concatenate(patches, axis=-1)
     product = gathered.reshape(-1, gathered.shape[-1]) @ kernel.reshape(-1, outputs)
     return product.reshape(*gathered.shape[:3], outputs)
@@ -124,7 +137,7 @@ def _kernel_gradient(images, kernel, cotangent, strides, padding):
     """One product over all pixels for each position of the kernel."""
     outputs = kernel.shape[-1]
     flat = cotangent.reshape(-1, outputs)
-    patches = _patches(images, kernel.shape[0], strides, padding)
+    patches = _patches(images, kernel, strides, padding)
     if kernel.size // outputs <= _SHORT_PATCH:
         patches = [jnp.concatenate(patches, axis=-1)]
     products = [patch.reshape(-1, patch.shape[-1]).T @ flat for patch in patches]
