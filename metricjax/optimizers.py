@@ -11,6 +11,9 @@ from metricjax.errors import InputError
 
 METHODS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
+_NOT_NEGATIVE = (
+    "warmup_steps", "step_decay", "final_rate", "weight_decay", "momentum",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,14 @@ class OptimizerConfig:
         (momentum, decay added to the gradient).
       learning_rate: the peak, for every group not named in `group_rates`.
       schedule: "constant", "step" (times `step_decay` at each of `step_boundaries`) or
-        "cosine" (down to `final_rate` times the peak at the last step).
+        "cosine" (down to `final_rate` times the peak after the last step).
       warmup_steps: linear from 0 to the peak over this many first steps.
       step_boundaries: steps at which "step" decays.
       step_decay: its factor.
       final_rate: where "cosine" ends, as a share of the peak.
       weight_decay: on kernels only; never on biases, normalisation or GeM's exponent.
       momentum: of "sgd".
-      clip_norm: largest global norm of the gradient; None: unbounded.
+      clip_norm: largest global norm of the gradient, above 0; None: unbounded.
       group_rates: learning rate of a parameter group as a multiple of
         `learning_rate`; the groups are the top-level names of the model's parameters
         ("backbone", "classifier", ...). 0 freezes the group.
@@ -58,6 +61,16 @@ class OptimizerConfig:
             raise InputError(
                 f"optimizer.learning_rate is {self.learning_rate}: it must be above 0."
             )
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise InputError(
+                f"optimizer.clip_norm is {self.clip_norm}: it must be above 0, or None "
+                "for no clipping."
+            )
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"optimizer.{name} is {getattr(self, name)}: it must be 0 or more."
+                )
         if list(self.step_boundaries) != sorted(set(self.step_boundaries)):
             raise InputError(
                 f"optimizer.step_boundaries are {self.step_boundaries}: they must "
