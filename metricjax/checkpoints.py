@@ -5,13 +5,19 @@ found out when it is read, and the run goes on from the one before.
 """
 
 import hashlib
+import logging
+import shutil
+import sys
 from collections.abc import Callable
+from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from metricjax.errors import disk_errors
@@ -45,6 +51,7 @@ class Checkpoints:
     def __init__(self, directory: Path, metric: str):
         self._directory = Path(directory).absolute()
         self._metric = metric
+        _quieten_orbax()
         policy = preservation_policy.AnyPreservationPolicy(
             [
                 preservation_policy.LatestN(_KEPT),
@@ -62,6 +69,7 @@ class Checkpoints:
                 preservation_policy=policy,
                 best_fn=lambda metrics: metrics[metric],
                 create=True,
+                cleanup_tmp_directories=True,
             ),
         )
 
@@ -98,29 +106,42 @@ class Checkpoints:
           abstract: shapes, types and shardings of the state to make; the devices may be
             others than those that saved it.
           say: called with a sentence for every checkpoint that had to be passed over;
-            it is deleted, so that the run can save that step again.
+            it is renamed to STEP.unreadable, so that the run can save that step again.
 
         Returns:
           None where there is no readable checkpoint.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = self._steps()
+        for step, before in zip_longest(steps, steps[1:]):
+            state, reason = self._read(step, abstract)
+            if state is not None:
+                return step, state
+            back = "the start" if before is None else f"step {before}"
+            say(
+                f"{self._directory / str(step)} cannot be restored ({reason}): it is "
+                f"set aside as {step}.unreadable, going back to {back}."
+            )
+            self._set_aside(step)
+        return None
+
+    def restore_best(
+        self, abstract: Any, say: Callable[[str], None]
+    ) -> tuple[int, Any] | None:
+        """The readable checkpoint with the best validation metric, as (step, state).
+
+        Among equals it is the latest. Arguments as for `restore_latest`.
+        """
+        found = {step: self._manager.metrics(step) for step in self._steps()}
+        scores = {s: m[self._metric] for s, m in found.items() if m is not None}
+        for step in sorted(scores, key=lambda s: (scores[s], s), reverse=True):
             state, reason = self._read(step, abstract)
             if state is not None:
                 return step, state
             say(
-                f"{self._directory / str(step)} cannot be restored ({reason}); going "
-                "back to the checkpoint before it."
+                f"{self._directory / str(step)} is the best checkpoint, but cannot be "
+                f"restored ({reason}); taking the best of the others."
             )
-            self._manager.delete(step)
         return None
-
-    def restore_best(self, abstract: Any) -> tuple[int, Any] | None:
-        """The checkpoint with the best validation metric, as (step, state)."""
-        step = self._manager.best_step()
-        if step is None:
-            return None
-        state, _ = self._read(step, abstract)
-        return None if state is None else (step, state)
 
     def wait(self) -> None:
         """Wait until what was saved is written."""
@@ -131,6 +152,18 @@ class Checkpoints:
         """Wait for the last write and let go of the directory."""
         with disk_errors(self._directory):
             self._manager.close()
+
+    def _steps(self) -> list[int]:
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def _set_aside(self, step: int) -> None:
+        """Rename a checkpoint, so that it is one no more but still there."""
+        if jax.process_index() == 0:
+            aside = self._directory / f"{step}.unreadable"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._directory / str(step)).rename(aside)
+        multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
+        self._manager.reload()
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
         """(state, "") or (None, why not)."""
@@ -144,12 +177,40 @@ class Checkpoints:
             )
         # Orbax and tensorstore raise many types for a file that is short or missing.
         except Exception as error:
-            return None, _first_line(error)
+            return None, _reason(error)
         if digest(to_host(restored["state"])) != restored["about"]["sha256"]:
             return None, "its digest does not fit what it holds"
         return restored["state"], ""
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+def _reason(error: BaseException) -> str:
+    """What an exception says at its root, in one short line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error.args[0]) if error.args else str(error)
+    lines = text.partition(" [tensorstore_spec")[0].strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+@cache
+def _quieten_orbax() -> None:
+    """Let orbax raise what it has to say, and no more.
+
+    It logs pages before it raises that a write failed, and the reads and writes that
+    were under way beside it print tracebacks of their own at any later time.
+    """
+    hook = sys.unraisablehook
+
+    def worth_saying(record: logging.LogRecord) -> bool:
+        stray = "exception was never retrieved" in str(record.msg)
+        return "orbax" not in record.pathname and not stray
+
+    def quieter_hook(unraisable) -> None:
+        text = str(unraisable.exc_value)
+        strays = ("Event loop is closed", "TensorStore", "OCDBT")
+        if not any(stray in text for stray in strays):
+            hook(unraisable)
+
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(worth_saying)
+    sys.unraisablehook = quieter_hook
