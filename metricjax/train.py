@@ -62,7 +62,7 @@ def train(config: RunConfig, workdir: Path, name: str) -> bool:
         if stopped:
             return False
         checkpoints.wait()
-        selected = checkpoints.restore_best(run.abstract_state)
+        selected = checkpoints.restore_best(run.abstract_state, say)
         _finish(run, state, selected, floor, name, began, say)
     return True
 
@@ -88,6 +88,8 @@ def _loop(run, state, start, checkpoints, journal) -> tuple[step.TrainState, boo
                 found = _validate(run, state, done, journal)
                 meter.restart_clock()
             if found or stop or done % config.checkpoint_every == 0:
+                # A run that resumes here writes the lines of later steps only.
+                meter.drain()
                 checkpoints.save(done, state, found)
             if stop and not last:
                 checkpoints.wait()
