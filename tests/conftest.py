@@ -6,3 +6,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+
+import pytest  # noqa: E402
+from tiny import Tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A small run, made ready; see tests/tiny.py."""
+    return Tiny(tmp_path_factory.mktemp("tiny"))
