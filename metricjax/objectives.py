@@ -17,7 +17,7 @@ from metricjax.models.output import Output
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of the sum: its factor and its own settings."""
+    """One loss of the sum: its factor (0 leaves it out) and its own settings."""
 
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -82,6 +82,11 @@ def _triplet(output, labels, tiling, **options):
 
 
 def _softmax(output, labels, tiling, **options):
+    if output.logits is None:
+        raise InputError(
+            "The softmax loss needs logits, but the model gave none: build it with "
+            "num_classes and apply it with train=True."
+        )
     return losses.softmax_cross_entropy(output.logits, labels, **options)
 
 
@@ -104,12 +109,15 @@ def objective(
 
     Returns:
       The scalar to minimise; metrics by name, each a pair whose quotient is the value:
-      every unweighted loss, `positive_distance` and `negative_distance` (means over
-      the anchors of their mean distance) and `active` (see `pair_statistics`).
+      every loss of the sum, unweighted, `positive_distance` and `negative_distance`
+      (means over the anchors of their mean distance) and `active` (see
+      `pair_statistics`).
     """
     total, metrics = jnp.float32(0.0), {}
     one = jnp.float32(1.0)
     for name, term in config.terms.items():
+        if not term.weight:
+            continue
         function, defaults = LOSSES[name]
         value = function(output, labels, config.tiling, **{**defaults, **term.options})
         total += term.weight * value
