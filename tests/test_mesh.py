@@ -1,0 +1,104 @@
+"""Devices and hosts: meshes, global batches in, host values out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metricjax import mesh
+
+LOCAL = {
+    "images": np.arange(8 * 2 * 2 * 1, dtype=np.uint8).reshape(8, 2, 2, 1),
+    "labels": np.arange(8, dtype=np.int32),
+}
+
+
+def test_mesh_is_of_all_devices_by_default():
+    assert mesh.make_mesh().shape == {mesh.AXIS: len(jax.devices())}
+    some = jax.devices()[2:5]
+    assert list(mesh.make_mesh(some).devices.flat) == some
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_global_batch_is_split_in_order(count):
+    devices = mesh.make_mesh(jax.devices()[:count])
+    batch = mesh.global_batch(devices, LOCAL)
+    assert batch.keys() == LOCAL.keys()
+    for name, array in batch.items():
+        assert array.shape == LOCAL[name].shape
+        assert array.dtype == LOCAL[name].dtype
+        assert array.sharding == mesh.split(devices)
+        np.testing.assert_array_equal(array, LOCAL[name])
+        share = 8 // count
+        for shard in array.addressable_shards:
+            first = shard.index[0].start or 0
+            assert shard.device == devices.devices[first // share]
+            rows = LOCAL[name][first : first + share]
+            np.testing.assert_array_equal(shard.data, rows)
+
+
+def test_batch_that_the_devices_cannot_share_is_refused():
+    devices = mesh.make_mesh(jax.devices()[:3])
+    with pytest.raises(ValueError):
+        mesh.global_batch(devices, LOCAL)
+
+
+def test_reductions_see_the_whole_batch():
+    devices = mesh.make_mesh()
+    batch = mesh.global_batch(devices, LOCAL)
+    mean = jax.jit(lambda labels: jnp.mean(labels.astype(jnp.float32)))(batch["labels"])
+    assert mesh.to_host(mean) == 3.5
+
+
+def test_replicated_is_whole_on_every_device():
+    devices = mesh.make_mesh()
+    array = jax.device_put(np.arange(6.0), mesh.replicated(devices))
+    assert len(array.addressable_shards) == len(jax.devices())
+    for shard in array.addressable_shards:
+        np.testing.assert_array_equal(shard.data, np.arange(6.0))
+
+
+def test_to_host_gives_numpy_of_the_same_tree():
+    devices = mesh.make_mesh()
+    tree = {"a": (np.float32(2.5), np.arange(3)), "b": {"c": np.ones((2, 2), np.int8)}}
+    placed = jax.device_put(tree, mesh.replicated(devices))
+    back = mesh.to_host(placed)
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for got, expected in zip(
+        jax.tree.leaves(back), jax.tree.leaves(placed), strict=True
+    ):
+        assert isinstance(got, np.ndarray) and got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected)
+    assert isinstance(mesh.to_host(jnp.float32(1.0)), np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, []),
+        ({"TPU_WORKER_HOSTNAMES": "one"}, []),
+        ({"TPU_WORKER_HOSTNAMES": "one,two"}, [((), {})]),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "host:1234",
+                "JAX_NUM_PROCESSES": "4",
+                "JAX_PROCESS_ID": "2",
+            },
+            [(("host:1234",), {"num_processes": 4, "process_id": 2})],
+        ),
+    ],
+)
+def test_hosts_are_joined_where_the_environment_says_so(
+    environment, expected, monkeypatch
+):
+    calls = []
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    for name in (*names, "TPU_WORKER_HOSTNAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **kw: calls.append((args, kw))
+    )
+    mesh.connect_hosts()
+    assert calls == expected
