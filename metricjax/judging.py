@@ -51,17 +51,22 @@ def pixel_floor(
 ) -> float:
     """Recall@1 of cosine similarity between raw pixels: what training must beat.
 
-    Images are those the network sees in tests, shrunk to 32 x 32 where larger.
+    Images are those the network sees in tests, shrunk to 32 x 32 where larger, less
+    their ground (the median of the border), so that dark on light and light on dark
+    count alike.
     """
     rows, valid = [], []
     side = min(transform.config.image_size, _PIXEL_SIDE)
     with pipeline.test_batches(split, transform, 256, skipped=skipped) as batches:
         for batch in batches:
             small = [transforms.resize(image, side) for image in batch["images"]]
-            rows.append(np.stack(small).reshape(len(small), -1))
+            ground = [transforms.border_colour(image) for image in small]
+            pixels = np.stack(small).astype(np.float32)
+            pixels -= np.array(ground, np.float32).reshape(len(small), 1, 1, -1)
+            rows.append(pixels.reshape(len(small), -1))
             valid.append(batch["valid"])
-    pixels = np.concatenate(rows)[: len(split)].astype(np.float32)
-    # A black image has no direction; the even grey it gets is as far from any.
+    pixels = np.concatenate(rows)[: len(split)]
+    # An image of one colour has no direction: it gets one that all such share.
     pixels[~pixels.any(axis=1)] = 1.0
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
     embedded = Embedded(pixels, np.concatenate(valid)[: len(split)])

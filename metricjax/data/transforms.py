@@ -178,12 +178,12 @@ def _affine(
         Image.Transform.AFFINE,
         (a, b, size / 2 - a * x - b * y, c, d, size / 2 - c * x - d * y),
         Image.Resampling.BILINEAR,
-        fillcolor=_border_colour(image),
+        fillcolor=border_colour(image),
     )
     return np.asarray(changed).reshape(image.shape)
 
 
-def _border_colour(image: np.ndarray) -> int | tuple[int, ...]:
+def border_colour(image: np.ndarray) -> int | tuple[int, ...]:
     """The median of the outermost pixels, for each channel."""
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     border.sort(axis=0)

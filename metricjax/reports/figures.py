@@ -193,7 +193,7 @@ def _limits(curves: Sequence[Curve]) -> tuple[float, float, float, float]:
         low = 0.0
     if high <= low:
         margin = abs(high) / 2 or 1.0
-        low, high = low - margin, high + margin
+        low, high = min(low, max(0.0, low - margin)), high + margin
     ticks = _ticks(low, high)
     return first, max(last, first + 1), min(low, ticks[0]), max(high, ticks[-1])
 

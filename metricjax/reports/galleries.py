@@ -70,7 +70,7 @@ def _strip(moment: str, gallery: Gallery, at: int, picture) -> dict:
     neighbors = [
         {
             **picture(int(index)),
-            "similarity": f"{gallery.similarities[at, rank]:.2f}",
+            "similarity": f"{gallery.similarities[at, rank]:.3f}",
             "correct": bool(gallery.correct[at, rank]),
         }
         for rank, index in enumerate(gallery.neighbors[at])
