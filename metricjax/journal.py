@@ -26,10 +26,10 @@ _SHOWN = {
 class Journal:
     """Writes the metrics of a run; only the first host has one that writes.
 
-    `metrics.jsonl` gets one object a line: `step`, `kind` ("train" or "validation"),
-    names and numbers; TensorBoard event files stand in `tensorboard/` where
-    tensorboardX is installed. On a terminal the progress line is redrawn in place,
-    elsewhere every call prints a line.
+    `metrics.jsonl` gets one object a line: `step`, `kind` ("train", "validation" or
+    "compiled"), names and numbers; TensorBoard event files stand in `tensorboard/`
+    where tensorboardX is installed. On a terminal the progress line is redrawn in
+    place, elsewhere every call prints a line.
 
     Args:
       workdir: the run's directory, which exists.
@@ -85,6 +85,17 @@ class Journal:
             self._file.flush()
             for name, value in values.items() if self._board else ():
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def compiled(self, step: int, cost: Mapping[str, float]) -> None:
+        """Say and write what the program costs that step `step` is the first to run."""
+        self.record(step, "compiled", cost)
+        forms = {
+            "compile_seconds": "compiled the training step in {:.1f} s",
+            "gflop": "{:.2f} GFLOP",
+            "mebibytes": "{:.0f} MiB a device",
+        }
+        known = [form.format(cost[k]) for k, form in forms.items() if k in cost]
+        self.say(", ".join(known))
 
     def progress(self, step: int, values: Mapping[str, float], seconds: float) -> None:
         """Show where the run is; `seconds` is the estimated time left."""

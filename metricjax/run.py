@@ -102,8 +102,12 @@ class Run:
         """The state before the first step, made on the devices it lives on."""
         return jax.jit(self._init_state, out_shardings=mesh.replicated(self.mesh))()
 
-    def compile_train_step(self, say) -> Any:
-        """The training step as a program, with a word on what it costs."""
+    def compile_train_step(self) -> tuple[Any, dict[str, float]]:
+        """The training step as a program, and what it costs.
+
+        The cost: `compile_seconds`, `gflop` of a step on one device, and `mebibytes` of
+        a device's memory that it needs, as the compiler counts them.
+        """
         began = time.perf_counter()
         function = step.make_train_step(
             self.model,
@@ -129,8 +133,7 @@ class Run:
             .lower(self.abstract_state, batch, self.root_key)
             .compile()
         )
-        say(_cost_sentence(program, time.perf_counter() - began))
-        return program
+        return program, _cost(program, time.perf_counter() - began)
 
     @cached_property
     def _embed_step(self):
@@ -241,12 +244,12 @@ def open_data(config: RunConfig) -> datasets.Dataset:
     return datasets.open_dataset(data.name, data.root, **options.get(data.name, {}))
 
 
-def _cost_sentence(program, seconds: float) -> str:
+def _cost(program, seconds: float) -> dict[str, float]:
     cost, memory = program.cost_analysis(), program.memory_analysis()
-    words = [f"compiled the training step in {seconds:.1f} s"]
+    values = {"compile_seconds": seconds}
     if cost and cost.get("flops", 0) > 0:
-        words.append(f"{cost['flops'] / 1e9:.2f} GFLOP")
+        values["gflop"] = cost["flops"] / 1e9
     if memory is not None:
         used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        words.append(f"{used / 2**20:.0f} MiB a device")
-    return ", ".join(words)
+        values["mebibytes"] = used / 2**20
+    return values

@@ -72,7 +72,8 @@ def _loop(run, state, start, checkpoints, journal) -> tuple[step.TrainState, boo
     config = run.config
     if start >= config.steps:
         return state, False
-    program = run.compile_train_step(journal.say)
+    program, cost = run.compile_train_step()
+    journal.compiled(start + 1, cost)
     meter = _Meter(run, journal, start)
     with _open_batches(run, start) as batches, _stop_requests() as asked_to_stop:
         for done in range(start + 1, config.steps + 1):
@@ -188,7 +189,8 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     results |= {
         "floor": floor,
         "untrained": judging.judge(untrained, test, evaluation, evaluation.bootstrap),
-        "validation": _validation_at(history, selected_step),
+        "validation": _last(history, "validation", selected_step),
+        "compiled": _last(history, "compiled"),
         "selected_step": selected_step,
         "selected_by": f"{evaluation.select_by} on held-out training classes",
         "parameters_sha256": digest(mesh.to_host(state.variables)),
@@ -208,7 +210,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     page.write(
         report,
         results=results,
-        history=history,
+        history=[line for line in history if line["kind"] != "compiled"],
         config=to_dict(run.config),
         galleries={
             "before": judging.gallery(untrained, test, queries),
@@ -249,11 +251,11 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _validation_at(history, step_number) -> dict[str, float]:
-    """What validation found at a step."""
+def _last(history, kind, at_step=None) -> dict[str, float]:
+    """The last line of a kind, of one step if it is given, without its kind."""
     for line in reversed(history):
-        if line["kind"] == "validation" and line["step"] == step_number:
-            return {k: v for k, v in line.items() if k not in ("kind",)}
+        if line["kind"] == kind and at_step in (None, line["step"]):
+            return {name: value for name, value in line.items() if name != "kind"}
     return {}
 
 
