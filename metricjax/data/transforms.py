@@ -40,6 +40,7 @@ class TransformConfig:
         (only "resize_crop" does).
       rotation: of "affine": the angle is uniform within this many degrees either way.
       scale: of "affine": the factor is (1 + scale)^u, u uniform in [-1, 1].
+      stretch: of "affine": width times and height divided by (1 + stretch)^u, likewise.
       shear: of "affine": x per y, uniform in [-shear, shear].
       shift: of "affine": share of the side, uniform in [-shift, shift], x and y apart.
     """
@@ -50,6 +51,7 @@ class TransformConfig:
     flip: bool | None = None
     rotation: float = 15.0
     scale: float = 0.15
+    stretch: float = 0.1
     shear: float = 0.15
     shift: float = 0.1
 
@@ -67,7 +69,7 @@ class TransformConfig:
             raise InputError(
                 f"channels is {self.channels}: it must be 1 (grey) or 3 (colour)."
             )
-        for name in ("rotation", "scale", "shear", "shift"):
+        for name in ("rotation", "scale", "stretch", "shear", "shift"):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"The augmentation's {name} is {getattr(self, name)}: it must not "
@@ -158,21 +160,24 @@ def _affine(
 ) -> np.ndarray:
     """One bilinear resampling under a random affine map about the centre.
 
-    A point q of the image goes to p = factor * R(angle) @ [[1, shear], [0, 1]] @ q +
-    shift, both relative to the centre; what comes from outside has the colour of the
-    border (its median, so that a drawing's ground goes on).
+    A point q of the image goes to p = factor * R(angle) @ [[1, shear], [0, 1]] @
+    diag(stretch, 1 / stretch) @ q + shift, both relative to the centre; what comes from
+    outside has the colour of the border (its median, so that a drawing's ground goes
+    on).
     """
     size = image.shape[0]
-    u = rng.random(5).tolist()
+    u = rng.random(6).tolist()
     angle = math.radians(config.rotation) * (2.0 * u[0] - 1.0)
     factor = (1.0 + config.scale) ** (2.0 * u[1] - 1.0)
     shear = config.shear * (2.0 * u[2] - 1.0)
     x = size * (0.5 + config.shift * (2.0 * u[3] - 1.0))
     y = size * (0.5 + config.shift * (2.0 * u[4] - 1.0))
-    # PIL asks for the inverse: q = [[1, -shear], [0, 1]] @ R(-angle) @ p / factor.
+    stretch = (1.0 + config.stretch) ** (2.0 * u[5] - 1.0)
+    # PIL asks for the inverse, where the outermost map comes off first:
+    # q = diag(1 / stretch, stretch) @ [[1, -shear], [0, 1]] @ R(-angle) @ p / factor.
     cosine, sine = math.cos(angle) / factor, math.sin(angle) / factor
-    a, b = cosine + shear * sine, sine - shear * cosine
-    c, d = -sine, cosine
+    a, b = (cosine + shear * sine) / stretch, (sine - shear * cosine) / stretch
+    c, d = -sine * stretch, cosine * stretch
     changed = _to_pil(image).transform(
         (size, size),
         Image.Transform.AFFINE,

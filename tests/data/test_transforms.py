@@ -59,7 +59,7 @@ def test_crops_reach_every_place_and_keep_pixels():
 
 
 def still(**strengths):
-    zero = dict(rotation=0.0, scale=0.0, shear=0.0, shift=0.0)
+    zero = dict(rotation=0.0, scale=0.0, stretch=0.0, shear=0.0, shift=0.0)
     return TransformConfig("affine", 33, 1, **(zero | strengths))
 
 
@@ -102,6 +102,20 @@ def test_affine_strengths_mean_what_they_say():
     assert 0.78 < min(factors) < 0.84 and 1.19 < max(factors) < 1.27
     assert np.abs(shifts).max() == pytest.approx(3.3, abs=0.2)
     assert np.abs(np.mean(shifts, axis=0)).max() < 0.5
+
+
+def test_affine_stretch_trades_width_for_height():
+    square = np.full((33, 33, 1), 255, np.uint8)
+    square[11:22, 11:22] = 0
+    _, before = moments(square)
+    widths = []
+    for seed in range(100):
+        transform = transforms.build(still(stretch=0.25))
+        _, after = moments(transform.augment(square, np.random.default_rng(seed)))
+        width, height = np.sqrt(after[:2] / before[:2])
+        assert width * height == pytest.approx(1.0, abs=0.05)
+        widths.append(width)
+    assert 0.77 < min(widths) < 0.85 and 1.19 < max(widths) < 1.29
 
 
 @pytest.mark.parametrize("channels", [1, 3])
