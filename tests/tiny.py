@@ -70,10 +70,16 @@ class Tiny:
     """Shapes and a config in a directory, and runs of it as processes.
 
     All share a cache of compiled programs: what is compiled once is compiled for all.
+
+    Args:
+      directory: to work in.
+      optimized: whether programs are compiled as they are for users; otherwise in a
+        third of the time.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, optimized: bool = False):
         self.directory = directory
+        self.optimized = optimized
         self.shapes = draw_shapes(directory / "shapes")
         self.config = directory / "tiny.py"
         self.config.write_text(CONFIG)
@@ -98,6 +104,8 @@ class Tiny:
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
+        if not self.optimized:
+            environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         if cached:
             environment["JAX_COMPILATION_CACHE_DIR"] = str(self.directory / "compiled")
             environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
