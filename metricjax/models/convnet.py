@@ -39,6 +39,10 @@ class ConvNet(nn.Module):
                 f"widths is {self.widths}; it must name the channels of at least the "
                 "stem, each 1 or more."
             )
+        if self.whole < 0:
+            raise InputError(
+                f"whole is {self.whole}; it must be 0 (none) or a number of channels."
+            )
         super().__post_init__()
 
     @nn.compact
