@@ -26,7 +26,7 @@ def drawn(module, shape, seed=0):
     return images, jax.tree.map_with_path(draw, shapes)
 
 
-def features_by_hand(images, variables, stages, depth):
+def features_by_hand(images, variables, stages, depth, whole):
     """The docstring's network in float64 numpy, with running averages."""
     to64 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
     params, averages = to64["params"], to64["batch_stats"]
@@ -45,24 +45,37 @@ def features_by_hand(images, variables, stages, depth):
         for index in range(depth):
             name = f"stage{stage}_{index}"
             x = x + block(x, name, f"{name}_bn", 1)
+    if whole:
+        # A kernel as large as the map, which it meets once.
+        x = block(x.reshape(len(x), 1, 1, -1), "whole", "whole_bn", 1)
     return x
 
 
 @pytest.mark.parametrize(
-    ("widths", "depth", "shape"),
+    ("widths", "depth", "whole", "shape"),
     [
-        ((4, 6, 8), 2, (2, 13, 16, 1)),
-        ((5, 7), 1, (3, 8, 8, 3)),
-        ((6,), 2, (2, 9, 9, 3)),
+        ((4, 6, 8), 2, 0, (2, 13, 16, 1)),
+        ((5, 7), 1, 9, (3, 8, 8, 3)),
+        ((6,), 2, 0, (2, 9, 9, 3)),
     ],
 )
-def test_features_equal_the_network_by_hand(widths, depth, shape):
-    module = ConvNet(widths, depth)
+def test_features_equal_the_network_by_hand(widths, depth, whole, shape):
+    module = ConvNet(widths, depth, whole)
     images, variables = drawn(module, shape)
     got = jax.jit(module.apply)(variables, images)
     images = np.asarray(images, np.float64)
-    expected = features_by_hand(images, variables, len(widths) - 1, depth)
+    expected = features_by_hand(images, variables, len(widths) - 1, depth, whole)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_whole_tells_where_in_the_image_something_is():
+    module = ConvNet((4,), whole=5)
+    _, variables = drawn(module, (1, 8, 8, 1))
+    left = jnp.zeros((1, 8, 8, 1)).at[0, 2:4, 0:2].set(1.0)
+    both = jnp.concatenate([left, jnp.roll(left, 4, axis=2)])
+    features = module.apply(variables, both)
+    assert features.shape == (2, 1, 1, 5)
+    assert not np.allclose(features[0], features[1], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -90,13 +103,20 @@ def test_count_of_parameters(channels):
     normalised = 32 + 3 * 64 + 3 * 128
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     assert count == kernels + 2 * normalised
+    whole = jax.eval_shape(
+        ConvNet((32, 64, 128), 2, 256).init,
+        jax.random.key(0),
+        jnp.zeros((1, 28, 28, channels)),
+    )
+    more = sum(leaf.size for leaf in jax.tree.leaves(whole["params"])) - count
+    assert more == 4 * 4 * 128 * 256 + 2 * 256
     averages = sum(leaf.size for leaf in jax.tree.leaves(shapes["batch_stats"]))
     assert averages == 2 * normalised
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_are_finite_and_reach_every_parameter(dtype):
-    module = ConvNet((4, 6), 1, dtype=dtype)
+    module = ConvNet((4, 6), 1, 5, dtype=dtype)
     images, variables = drawn(module, (4, 8, 8, 3))
 
     def loss(params):
@@ -115,7 +135,7 @@ def test_gradients_are_finite_and_reach_every_parameter(dtype):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_frozen_bn_reaches_every_normalisation(frozen):
-    module = ConvNet((4, 6), 1, frozen_bn=frozen)
+    module = ConvNet((4, 6), 1, 5, frozen_bn=frozen)
     images, variables = drawn(module, (4, 8, 8, 3))
 
     @jax.jit
@@ -133,3 +153,8 @@ def test_frozen_bn_reaches_every_normalisation(frozen):
 def test_widths_are_checked(widths):
     with pytest.raises(InputError, match="widths is"):
         ConvNet(widths)
+
+
+def test_whole_is_checked():
+    with pytest.raises(InputError, match="whole is -1"):
+        ConvNet(whole=-1)

@@ -22,7 +22,12 @@ CASES = {
     "3x3 grey": (3, 1, 1, 1, 6),
     "5x5 strided": (5, 2, 2, 4, 6),
     "7x7 strided": (7, 2, 3, 3, 4),
+    "3x3 small": (3, 1, 1, 8, 6),
+    "3x3 strided small": (3, 2, 1, 8, 6),
+    "3x3 one pixel": (3, 1, 0, 8, 6),
 }
+# Heights and widths; the small ones give maps of 4, 2 and 1 pixels.
+SIDES = {"3x3 small": (2, 2), "3x3 strided small": (4, 2), "3x3 one pixel": (3, 3)}
 
 
 def native(images, kernel, strides, padding, groups=1):
@@ -49,7 +54,7 @@ def drawn(case, groups=1, dtype=jnp.float32):
     """(strides, padding), and images, kernel and cotangent; odd and even sides."""
     side, strides, padding, channels, features = CASES[case]
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, 9, 12, channels))
+    images = rng.normal(size=(2, *SIDES.get(case, (9, 12)), channels))
     kernel = rng.normal(size=(side, side, channels // groups, features)) / side
     images, kernel = jnp.asarray(images, dtype), jnp.asarray(kernel, dtype)
     forward = partial(native, strides=strides, padding=padding, groups=groups)
@@ -128,19 +133,20 @@ def test_cpu_has_no_convolution_in_the_kernel_gradient(case):
 
     convolutions, products = lowered(kernel_gradient, arrays, "cpu")
     side, channels = CASES[case][0], CASES[case][3]
-    short = side * side * channels <= 64
+    at_once = side * side * channels <= 64 or case in SIDES
     assert convolutions == 0
-    assert products == (1 if short else side * side)
+    assert products == (1 if at_once else side * side)
 
 
-def test_cpu_wide_kernels_keep_xla_where_it_is_fast():
-    """3x3 of stride 1: forward and the images' gradient are convolutions."""
-    (strides, padding), arrays = drawn("3x3")
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [("3x3", (2, 9)), ("3x3 strided", (1, 10)), ("1x1", (0, 3)), ("3x3 small", (0, 3))],
+)
+def test_cpu_keeps_convolutions_where_xla_is_fast(case, expected):
+    """(convolutions, products): 3x3 of stride 1 forward, and the images' gradient."""
+    (strides, padding), arrays = drawn(case)
     forward = partial(ours, strides=strides, padding=padding)
-    assert lowered(partial(with_gradients, forward), arrays, "cpu") == (2, 9)
-    (strides, padding), arrays = drawn("1x1")
-    forward = partial(ours, strides=strides, padding=padding)
-    assert lowered(partial(with_gradients, forward), arrays, "cpu") == (0, 3)
+    assert lowered(partial(with_gradients, forward), arrays, "cpu") == expected
 
 
 def test_compiled_kernel_gradient_has_no_convolution():
