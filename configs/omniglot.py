@@ -13,11 +13,11 @@ from metricjax.config import default_config, terms
 
 def get_config():
     config = default_config()
-    config.steps = 3200
+    config.steps = 2900
     config.batch_size = 128
     config.instances_per_class = 4
-    config.eval_every = 400
-    config.checkpoint_every = 400
+    config.eval_every = 580
+    config.checkpoint_every = 580
 
     config.data.name = "folder"
     config.data.root = "omniglot.zip"
@@ -26,15 +26,20 @@ def get_config():
         "https://github.com/brendenlake/omniglot, unpack them as train/ and test/ in "
         "one directory and name it with --config.data.root=DIR."
     )
+    config.data.turns = 4
+    config.data.holdout = 0.05
     config.data.transform.recipe = "affine"
     config.data.transform.image_size = 32
     config.data.transform.channels = 1
+    config.data.transform.scale = 0.2
+    config.data.transform.stretch = 0.15
+    config.data.transform.shear = 0.25
 
     config.model.backbone = "convnet"
     config.model.widths = (32, 64, 128)
     config.model.whole = 512
     config.model.descriptors = "S"
-    config.model.dim = 128
+    config.model.dim = 256
 
     config.objective.terms = terms(
         triplet={"weight": 0.2, "margin": 0.1},
@@ -42,8 +47,8 @@ def get_config():
     )
 
     config.optimizer.method = "adamw"
-    config.optimizer.learning_rate = 4e-3
+    config.optimizer.learning_rate = 6e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
-    config.optimizer.weight_decay = 1e-4
+    config.optimizer.weight_decay = 0.05
     return config

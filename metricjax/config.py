@@ -32,6 +32,8 @@ class DataConfig:
       source: where one gets the files; said when they are missing.
       closed_set: allow classes that stand in both train and test.
       holdout: share of the training classes held out for validation.
+      turns: 1 to 4 quarter turns of the training images, each a class of its own, see
+        `datasets.with_turns`.
       transform: how images are prepared and augmented.
       threads: that prepare batches; None: one per processor.
       cache_gib: memory for decoded images, in GiB.
@@ -42,6 +44,7 @@ class DataConfig:
     source: str = ""
     closed_set: bool = False
     holdout: float = 0.15
+    turns: int = 1
     transform: TransformConfig = TransformConfig()
     threads: int | None = None
     cache_gib: float = 1.0

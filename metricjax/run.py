@@ -51,6 +51,7 @@ class Run:
         train, validation = datasets.holdout(
             dataset.train, config.data.holdout, config.seed
         )
+        train = datasets.with_turns(train, config.data.turns)
         sampler = PKSampler(
             train.labels, config.batch_size, config.instances_per_class, config.seed
         )

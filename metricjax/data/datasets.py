@@ -237,6 +237,55 @@ def holdout(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return split.subset(~is_held), validation
 
 
+def with_turns(split: Split, turns: int) -> Split:
+    """The split and copies of it turned by quarter turns, as classes of their own.
+
+    For images without an upright pose that classes share, such as characters: a letter
+    on its side is another sign to learn from (Santoro et al., 2016, did so with
+    Omniglot). Classes of turn t are numbered from t c on and named `CLASS, turned 90`.
+
+    Args:
+      split: n images of c classes; training images usually.
+      turns: 1 (the split itself) to 4.
+
+    Raises:
+      InputError: another number of turns.
+    """
+    if turns not in (1, 2, 3, 4):
+        raise InputError(f"data.turns is {turns}: it must be 1, 2, 3 or 4.")
+    if turns == 1:
+        return split
+    suffixes = ["", *(f", turned {90 * t}" for t in range(1, turns))]
+
+    def repeat(names):
+        return tuple(name + suffix for suffix in suffixes for name in names)
+
+    first = np.repeat(np.arange(turns, dtype=np.int32) * split.num_classes, len(split))
+    categories = split.categories
+    return replace(
+        split,
+        labels=np.tile(split.labels, turns) + first,
+        class_names=repeat(split.class_names),
+        names=repeat(split.names),
+        reader=_Turned(split.reader, len(split)),
+        categories=None if categories is None else np.tile(categories, turns),
+        is_query=np.tile(split.is_query, turns),
+        is_gallery=np.tile(split.is_gallery, turns),
+    )
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """A reader of n images and of their copies turned by quarter turns."""
+
+    reader: Callable[[int], np.ndarray]
+    count: int
+
+    def __call__(self, index: int) -> np.ndarray:
+        turn, original = divmod(index, self.count)
+        return np.ascontiguousarray(np.rot90(self.reader(original), turn))
+
+
 def _suggestion(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
