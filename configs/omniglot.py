@@ -13,11 +13,11 @@ from metricjax.config import default_config, terms
 
 def get_config():
     config = default_config()
-    config.steps = 2900
+    config.steps = 2500
     config.batch_size = 128
     config.instances_per_class = 4
-    config.eval_every = 580
-    config.checkpoint_every = 580
+    config.eval_every = 500
+    config.checkpoint_every = 500
 
     config.data.name = "folder"
     config.data.root = "omniglot.zip"
