@@ -10,11 +10,11 @@ from metricjax.config import default_config, terms
 
 def get_config():
     config = default_config()
-    config.steps = 1000
+    config.steps = 300
     config.batch_size = 128
     config.instances_per_class = 4
-    config.eval_every = 250
-    config.checkpoint_every = 250
+    config.eval_every = 100
+    config.checkpoint_every = 100
 
     config.data.name = "glyphs"
     config.data.transform.recipe = "affine"

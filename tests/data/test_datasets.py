@@ -1,12 +1,13 @@
 """Opening by name, splits, held-out classes."""
 
+import dataclasses
 import pickle
 
 import numpy as np
 import pytest
 
 from metricjax import data
-from metricjax.data.datasets import Split
+from metricjax.data.datasets import Split, with_turns
 from metricjax.errors import InputError
 
 
@@ -89,6 +90,33 @@ def test_impossible_holdouts(fraction):
 def test_holdout_needs_a_class_of_two_images():
     with pytest.raises(InputError, match="two images"):
         data.holdout(toy_split(10, 1), 0.5, seed=0)
+
+
+class Corner:
+    """Image i is black but for its upper left corner, of value i."""
+
+    def __call__(self, index):
+        image = np.zeros((3, 3, 1), np.uint8)
+        image[0, 0] = index
+        return image
+
+
+def test_turned_copies_are_classes_of_their_own():
+    split = dataclasses.replace(toy_split(5, 4), reader=Corner())
+    turned = with_turns(split, 3)
+    assert len(turned) == 60 and turned.num_classes == 15
+    assert np.bincount(turned.labels).tolist() == [4] * 15
+    np.testing.assert_array_equal(turned.labels[:20], split.labels)
+    # Counter-clockwise: the upper left corner goes down, then right.
+    for turn, corner in enumerate([(0, 0), (2, 0), (2, 2)]):
+        image = turned.read(turn * 20 + 7)
+        assert image[corner] == 7 and image.sum() == 7
+        assert turned.labels[turn * 20 + 7] == turn * 5 + split.labels[7]
+    assert turned.class_names[11] == "class 1, turned 180"
+    assert turned.subset([47]).read(0)[2, 2, 0] == 7
+    assert with_turns(split, 1) is split
+    with pytest.raises(InputError, match="data.turns is 5: it must be 1, 2, 3 or 4"):
+        with_turns(split, 5)
 
 
 def test_unknown_names_get_a_suggestion():
