@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from metricjax.data import streams
+from metricjax.data import benchmarks, streams
 from metricjax.errors import InputError
 
 _OPENERS = {
@@ -172,10 +172,10 @@ def open_dataset(name: str, root: str | None = None, **options) -> Dataset:
     Raises:
       InputError: unknown name or option, or whatever is wrong with the files.
     """
-    if name in _BENCHMARKS:
-        raise InputError(_benchmark_sentence(name, root))
+    if name in benchmarks.KNOWN:
+        raise InputError(benchmarks.sentence(name, root))
     if name not in _OPENERS:
-        known = sorted((*_OPENERS, *_BENCHMARKS))
+        known = sorted((*_OPENERS, *benchmarks.KNOWN))
         raise InputError(
             f"There is no data set called {name!r}{_suggestion(name, known)}; "
             f"data.name is one of {', '.join(known)}."
@@ -289,45 +289,3 @@ class _Turned:
 def _suggestion(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-@dataclass(frozen=True)
-class _Benchmark:
-    title: str
-    files: str
-    page: str
-
-
-_BENCHMARKS = {
-    "cub": _Benchmark(
-        "CUB-200-2011",
-        "CUB_200_2011.tgz (images/, images.txt, image_class_labels.txt)",
-        "https://www.vision.caltech.edu/datasets/cub_200_2011/",
-    ),
-    "cars": _Benchmark(
-        "Cars196",
-        "car_ims/ and cars_annos.mat",
-        "https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
-    ),
-    "sop": _Benchmark(
-        "Stanford Online Products",
-        "Stanford_Online_Products.zip (Ebay_train.txt, Ebay_test.txt)",
-        "https://cvgl.stanford.edu/projects/lifted_struct/",
-    ),
-    "inshop": _Benchmark(
-        "In-Shop Clothes Retrieval",
-        "img.zip and list_eval_partition.txt",
-        "https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html",
-    ),
-}
-
-
-def _benchmark_sentence(name: str, root: str | None) -> str:
-    benchmark = _BENCHMARKS[name]
-    where = f"in {root!r}" if root else "with no data.root given"
-    return (
-        f"{benchmark.title} ({name!r}) was looked for {where}, but this version has no "
-        f"loader for its layout yet: get {benchmark.files} from {benchmark.page}, "
-        "write a labels.csv (path,label,split) beside the images and open it with "
-        "data.name=folder."
-    )
