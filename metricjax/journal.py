@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -45,12 +47,16 @@ class Journal:
         self._console = Console(highlight=False, soft_wrap=True, quiet=not active)
         self._live = None
         self._best = ""
-        self._board = None
+        self._files = ExitStack()
         if not active:
             return
         keep_until(self._path, start_step)
-        self._file = open(self._path, "a", encoding="utf-8")
-        self._board = _tensorboard(Path(workdir) / "tensorboard", start_step)
+        with disk_errors(self._path):
+            file = open(self._path, "a", encoding="utf-8")
+            self._file = self._files.enter_context(file)
+            self._board = _Events.open(Path(workdir) / "tensorboard", start_step)
+            if self._board is not None:
+                self._files.callback(self._board.close)
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
@@ -58,13 +64,12 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, *_) -> None:
         if self._live is not None:
             self._live.stop()
-        if self._board is not None:
-            self._board.close()
-        if self._active:
-            self._file.close()
+        # What stopped the run is worth more than that the last lines had no room.
+        with suppress(OSError) if kind else disk_errors(self._path):
+            self._files.close()
 
     def say(self, sentence: str) -> None:
         """Print a line; on a terminal it stays above the progress line."""
@@ -83,8 +88,8 @@ class Journal:
             line = json.dumps({"step": step, "kind": kind, **finite})
             self._file.write(line + "\n")
             self._file.flush()
-            for name, value in values.items() if self._board else ():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+            if self._board is not None:
+                self._board.write(step, {f"{kind}/{k}": v for k, v in values.items()})
 
     def compiled(self, step: int, cost: Mapping[str, float]) -> None:
         """Say and write what the program costs that step `step` is the first to run."""
@@ -165,10 +170,46 @@ def keep_until(path: Path, step: int) -> None:
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def _tensorboard(directory: Path, start_step: int):
-    """A TensorBoard writer, or None where tensorboardX is not installed."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory), purge_step=start_step + 1 or None)
+class _Events:
+    """TensorBoard's event file, written at once rather than from a thread.
+
+    A thread that the disk has no room for dies unheard, and its queue blocks the run.
+    """
+
+    def __init__(self, writer, messages, start_step: int):
+        self._writer, self._messages = writer, messages
+        self._flushed = 0.0
+        # From here on, steps of an earlier process do not count.
+        start = messages.SessionLog(status=messages.SessionLog.START)
+        self._write(start_step + 1, session_log=start)
+
+    @classmethod
+    def open(cls, directory: Path, start_step: int) -> "_Events | None":
+        """A new file in the directory, or None where tensorboardX is not installed."""
+        try:
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2
+        except ImportError:
+            return None
+        directory.mkdir(exist_ok=True)
+        writer = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        return cls(writer, event_pb2, start_step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Scalars of a step, in the file within half a minute."""
+        summary = self._messages.Event().summary
+        for name, value in values.items():
+            summary.value.add(tag=name, simple_value=value)
+        self._write(step, summary=summary)
+        if time.monotonic() - self._flushed > 30:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, step: int, **content) -> None:
+        now = time.time()
+        self._writer.write_event(
+            self._messages.Event(wall_time=now, step=step, **content)
+        )
+
+    def close(self) -> None:
+        self._writer.close()
