@@ -2,9 +2,12 @@
 
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from metricjax.errors import InputError
 from metricjax.journal import Clock, Journal, duration, keep_until, read_history
 
 
@@ -126,14 +129,48 @@ def test_tensorboard_files(tmp_path):
         content = content[size + 16 :]
         for value in event.summary.value:
             found[value.tag, event.step] = value.simple_value
-    # A tag may hold no "@".
-    assert found == {("train/loss", 3): 0.5, ("validation/recall_1", 3): 0.25}
+    assert found == {("train/loss", 3): 0.5, ("validation/recall@1", 3): 0.25}
+
+
+def test_tensorboard_files_of_a_resumed_run(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    write_run(tmp_path, [1, 2, 3])
+    monkeypatch.setattr("metricjax.journal.os.getpid", lambda: 1)
+    write_run(tmp_path, [2, 3], start=1)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("module", ["tensorboardX", None])
+def test_a_full_disk_is_told_once(tmp_path, module, monkeypatch):
+    if module is None:
+        monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    else:
+        pytest.importorskip(module)
+    with pytest.raises(InputError, match="the disk is full") as caught:
+        with Journal(tmp_path, 10, 0) as journal:
+            journal.record(1, "train", {"loss": 0.5})
+            monkeypatch.setattr(journal, "_file", SimpleNamespace(write=full))
+            journal.record(2, "train", {"loss": 0.5})
+    assert str(tmp_path / "metrics.jsonl") in str(caught.value)
+    assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_full_disk_while_closing(tmp_path):
+    with pytest.raises(InputError, match="the disk is full"):
+        with Journal(tmp_path, 10, 0) as journal:
+            journal._files.callback(full)
+    with pytest.raises(KeyError):
+        with Journal(tmp_path, 10, 0) as journal:
+            journal._files.callback(full)
+            raise KeyError("what stopped the run")
 
 
 def test_without_tensorboard(tmp_path, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
     write_run(tmp_path, [1])
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
