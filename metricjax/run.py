@@ -75,16 +75,6 @@ class Run:
     def root_key(self) -> jax.Array:
         return jax.random.key(self.config.seed)
 
-    def _init_variables(self):
-        return step.init_variables(
-            self.model, self.config.data.transform.shape, self.root_key
-        )
-
-    def untrained_variables(self) -> Any:
-        """The variables before the first step; the same whenever it is called."""
-        sharding = mesh.replicated(self.mesh)
-        return jax.jit(self._init_variables, out_shardings=sharding)()
-
     @cached_property
     def abstract_state(self) -> step.TrainState:
         """Shapes, types and shardings of the state."""
@@ -99,9 +89,16 @@ class Run:
         shape = self.config.data.transform.shape
         return step.init_state(self.model, self.optimizer, shape, self.root_key)
 
+    @cached_property
+    def _init(self) -> Any:
+        return jax.jit(self._init_state, out_shardings=mesh.replicated(self.mesh))
+
     def init_state(self) -> step.TrainState:
-        """The state before the first step, made on the devices it lives on."""
-        return jax.jit(self._init_state, out_shardings=mesh.replicated(self.mesh))()
+        """The state before the first step, made on the devices it lives on.
+
+        It is the same whenever it is called.
+        """
+        return self._init()
 
     def compile_train_step(self) -> tuple[Any, dict[str, float]]:
         """The training step as a program, and what it costs.
@@ -189,8 +186,8 @@ class Run:
         for part in ("train", "validation", "test"):
             of = counts[part]
             say(f"{part}: {of['images']} images of {of['classes']} classes")
-        shapes = jax.eval_shape(self.untrained_variables)
-        say(f"model: {count_parameters(shapes) / 1e6:.2f} M parameters")
+        parameters = count_parameters(self.abstract_state.variables)
+        say(f"model: {parameters / 1e6:.2f} M parameters")
         devices, kind = self.mesh.size, self.mesh.devices.flat[0].platform
         classes = config.batch_size // config.instances_per_class
         say(

@@ -182,7 +182,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     """Judge the selected parameters on the test classes; write results and report."""
     selected_step, chosen = selected or (run.config.steps, state)
     test, evaluation = run.dataset.test, run.config.evaluation
-    untrained = run.embed(run.untrained_variables(), test)
+    untrained = run.embed(run.init_state().variables, test)
     trained = run.embed(chosen.variables, test)
     results = judging.judge(trained, test, evaluation, evaluation.bootstrap)
     history = read_history(run.workdir / "metrics.jsonl")
