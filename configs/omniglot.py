@@ -13,11 +13,11 @@ from metricjax.config import default_config, terms
 
 def get_config():
     config = default_config()
-    config.steps = 2500
+    config.steps = 2700
     config.batch_size = 128
     config.instances_per_class = 4
-    config.eval_every = 500
-    config.checkpoint_every = 500
+    config.eval_every = 450
+    config.checkpoint_every = 450
 
     config.data.name = "folder"
     config.data.root = "omniglot.zip"
@@ -26,11 +26,11 @@ def get_config():
         "https://github.com/brendenlake/omniglot, unpack them as train/ and test/ in "
         "one directory and name it with --config.data.root=DIR."
     )
-    config.data.turns = 4
     config.data.holdout = 0.05
     config.data.transform.recipe = "affine"
     config.data.transform.image_size = 32
     config.data.transform.channels = 1
+    config.data.transform.rotation = 20.0
     config.data.transform.scale = 0.2
     config.data.transform.stretch = 0.15
     config.data.transform.shear = 0.25
@@ -42,7 +42,7 @@ def get_config():
     config.model.dim = 256
 
     config.objective.terms = terms(
-        triplet={"weight": 0.2, "margin": 0.1},
+        triplet={"margin": 0.4},
         softmax={"temperature": 2.0, "label_smoothing": 0.1},
     )
 
@@ -50,5 +50,5 @@ def get_config():
     config.optimizer.learning_rate = 6e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
-    config.optimizer.weight_decay = 0.05
+    config.optimizer.weight_decay = 1e-4
     return config
