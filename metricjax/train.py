@@ -15,6 +15,7 @@ from metricjax import judging, mesh, optimizers, step
 from metricjax.checkpoints import Checkpoints, digest
 from metricjax.config import RunConfig, to_dict
 from metricjax.data import pipeline
+from metricjax.errors import disk_errors
 from metricjax.journal import Clock, Journal, read_history
 from metricjax.reports import page
 from metricjax.run import Run
@@ -207,18 +208,19 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     write_atomically(results_path, json.dumps(results, indent=1) + "\n")
     report = run.workdir / "report.html"
     queries = judging.sample_queries(trained, test, run.config.seed)
-    page.write(
-        report,
-        results=results,
-        history=[line for line in history if line["kind"] != "compiled"],
-        config=to_dict(run.config),
-        galleries={
-            "before": judging.gallery(untrained, test, queries),
-            "after": judging.gallery(trained, test, queries),
-        },
-        image=test.read,
-        name=lambda index: test.names[index],
-    )
+    with disk_errors(report):
+        page.write(
+            report,
+            results=results,
+            history=[line for line in history if line["kind"] != "compiled"],
+            config=to_dict(run.config),
+            galleries={
+                "before": judging.gallery(untrained, test, queries),
+                "after": judging.gallery(trained, test, queries),
+            },
+            image=test.read,
+            name=lambda index: test.names[index],
+        )
     low, high = results["intervals"]["recall@1"]
     say(
         f"unseen classes: Recall@1 {results['recall@1']:.3f} (95% interval {low:.3f} "

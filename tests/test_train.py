@@ -227,14 +227,15 @@ LINE = """at(journal.Journal, "record",
 SAVE = """at(checkpoints.Checkpoints, "save",
    lambda self, step, *rest: step == {}, "{}")"""
 VALIDATE = 'at(train, "_validate", lambda *args: args[2] == 20, "{}")'
-# Where the run may go on, which depends on how fast the checkpoint before was written.
+# Where the run may go on: checkpoints, of every fifth step, are written behind the
+# steps, so that on a busy machine a kill can meet the two before it unwritten.
 MOMENTS = {
     "before the first checkpoint": ({0}, LINE.format(2)),
-    "in training": ({10, 15}, LINE.format(14)),
+    "in training": ({5, 10, 15}, LINE.format(14)),
     "right after a checkpoint": ({15}, SAVE.format(15, "written")),
-    "while saving": ({10, 15}, SAVE.format(15, "after")),
-    "before validation": ({10, 15}, VALIDATE.format("before")),
-    "after validation": ({10, 15}, VALIDATE.format("after")),
+    "while saving": ({5, 10, 15}, SAVE.format(15, "after")),
+    "before validation": ({5, 10, 15}, VALIDATE.format("before")),
+    "after validation": ({5, 10, 15}, VALIDATE.format("after")),
     "before the results": ({30}, 'at(train, "_finish", lambda *_: True, "before")'),
     "before the report": (
         {30},
