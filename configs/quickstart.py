@@ -28,7 +28,7 @@ def get_config():
     config.model.dim = 128
 
     config.objective.terms = terms(
-        triplet={"weight": 0.2, "margin": 0.1},
+        triplet={"margin": 0.4},
         softmax={"temperature": 2.0, "label_smoothing": 0.1},
     )
 
