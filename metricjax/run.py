@@ -51,6 +51,7 @@ class Run:
         train, validation = datasets.holdout(
             dataset.train, config.data.holdout, config.seed
         )
+        _check_depths(config, validation, dataset.test)
         train = datasets.with_turns(train, config.data.turns)
         sampler = PKSampler(
             train.labels, config.batch_size, config.instances_per_class, config.seed
@@ -214,6 +215,18 @@ class Run:
             ],
             "notes": list(self.dataset.notes),
         }
+
+
+def _check_depths(config: RunConfig, *splits: datasets.Split) -> None:
+    """Refuse a K that validation or test could not answer after all the training."""
+    deepest = max(config.evaluation.recall_at)
+    found = min(int(split.is_gallery.sum()) - 1 for split in splits)
+    if deepest > found:
+        raise InputError(
+            f"config.evaluation.recall_at asks for {deepest} neighbours, but only "
+            f"{found} images can be found among the held-out or the test images: ask "
+            "for fewer, or hold out more classes with config.data.holdout."
+        )
 
 
 def _build_optimizer(

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import tiny as tiny_module
@@ -266,3 +267,11 @@ def test_the_disk_gets_full(tiny, tmp_path, room):
     assert found["results"]["parameters_sha256"] == digest
     assert found["results"]["map@r"] == undisturbed["map@r"]
     assert not any("tmp" in name for name in kept)
+
+
+def test_more_neighbours_than_images(tmp_path, capsys):
+    config = Path(__file__).parents[1] / "configs" / "quickstart.py"
+    arguments = ["--config", str(config), "--workdir", str(tmp_path / "run")]
+    assert main([*arguments, "--config.evaluation.recall_at=(1,5000)"]) == 2
+    assert "recall_at asks for 5000 neighbours" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
