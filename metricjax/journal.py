@@ -46,7 +46,7 @@ class Journal:
         self._path = Path(workdir) / "metrics.jsonl"
         self._console = Console(highlight=False, soft_wrap=True, quiet=not active)
         self._live = None
-        self._best = ""
+        self._validation = ""
         self._files = ExitStack()
         if not active:
             return
@@ -106,7 +106,7 @@ class Journal:
         """Show where the run is; `seconds` is the estimated time left."""
         shown = [form.format(values[k]) for k, form in _SHOWN.items() if k in values]
         parts = [f"step {step}/{self._steps}", *shown, f"eta {duration(seconds)}"]
-        line = "  ".join([*parts, self._best] if self._best else parts)
+        line = "  ".join([*parts, self._validation] if self._validation else parts)
         if self._live is not None:
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
             self._live.refresh()
@@ -115,9 +115,9 @@ class Journal:
 
     def validated(self, step: int, metric: str, value: float) -> None:
         """Say what validation found."""
-        self._best = f"val {metric} {value:.3f}"
+        self._validation = f"val {metric} {value:.3f}"
         if self._live is None:
-            self.say(f"step {step}/{self._steps}  {self._best}")
+            self.say(f"step {step}/{self._steps}  {self._validation}")
 
 
 class Clock:
