@@ -62,7 +62,7 @@ class ObjectiveConfig:
 
     @property
     def tiling(self) -> pairwise.Tiling:
-        return pairwise.Tiling(self.block_size, jnp.dtype(self.matmul_dtype))
+        return pairwise.Tiling(self.block_size, dtype=jnp.dtype(self.matmul_dtype))
 
     @property
     def classifies(self) -> bool:

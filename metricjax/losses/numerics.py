@@ -1,9 +1,10 @@
-"""Arithmetic that stays finite: safe roots and reductions under a mask.
+"""Arithmetic that stays finite: safe roots, unit vectors, reductions under a mask.
 
 Every loss goes through these, so that an empty set or a duplicate image gives a finite
 value and a finite gradient. They do not hide a NaN that came in.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -16,6 +17,12 @@ def safe_sqrt(squares: Float[Array, "..."]) -> Float[Array, "..."]:
     """
     zero = squares <= 0
     return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, squares)))
+
+
+def unit(vectors: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """`v / sqrt(|v|^2 + 1e-12)` along the last axis; 0 stays 0, with a finite slope."""
+    squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(squares + 1e-12)
 
 
 def masked_max(values: Float[Array, " n"], mask: Bool[Array, " n"]) -> Float[Array, ""]:
@@ -35,3 +42,23 @@ def masked_mean(
     """Mean of the values under the mask; 0 where the mask is empty."""
     total = jnp.sum(jnp.where(mask, values, 0.0))
     return total / jnp.maximum(jnp.sum(mask), 1)
+
+
+def masked_logsumexp(
+    values: Float[Array, " n"], mask: Bool[Array, " n"]
+) -> Float[Array, ""]:
+    """`log sum_mask exp(values)`; -inf, with no gradient, where the mask is empty."""
+    masked = jnp.where(mask, values, -jnp.inf)
+    some = mask.any()
+    largest = jnp.where(some, jax.lax.stop_gradient(jnp.max(masked)), 0.0)
+    total = jnp.sum(jnp.exp(masked - largest))
+    return jnp.where(some, jnp.log(jnp.where(some, total, 1.0)) + largest, -jnp.inf)
+
+
+def log1p_sum_exp(
+    values: Float[Array, " n"], mask: Bool[Array, " n"]
+) -> Float[Array, ""]:
+    """`log(1 + sum_mask exp(values))` for values of any size; 0 for an empty mask."""
+    masked = jnp.where(mask, values, -jnp.inf)
+    largest = jnp.maximum(jax.lax.stop_gradient(jnp.max(masked)), 0.0)
+    return largest + jnp.log(jnp.exp(-largest) + jnp.sum(jnp.exp(masked - largest)))

@@ -1,29 +1,33 @@
 """The pair kernel: one anchor's row is the mathematics, the rest is arrangement.
 
 A pair loss is a function of one anchor: its distances to all references and two masks,
-`(row [n], positives [n], negatives [n]) -> (value, valid)`. This file makes the rows as
-one Gram matrix, maps the function over the anchors, and averages over those that are
-valid, at once or in blocks of anchors. Both ways run the same function, so they are the
-same mathematics by construction.
+`(row [n], positives [n], negatives [n]) -> (value, weight)`. This file makes the rows
+as one Gram matrix, maps the function over the anchors, and adds up; at once, in blocks
+of anchors, or over the devices of a mesh (`arrangement.py`). All of them run the same
+function, so they are the same mathematics by construction.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
+from metricjax.losses import arrangement
+from metricjax.losses.arrangement import Anchors, References
 from metricjax.losses.numerics import safe_sqrt
 
-Anchor = Callable[
-    [Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]],
-    tuple[Float[Array, ""], Bool[Array, ""]],
+# (row [n], positives [n], negatives [n][, side]) -> (value, weight), or -> value.
+Anchor = Callable[..., Any]
+Measure = Callable[
+    [Float[Array, "b d"], Float[Array, "n d"], DTypeLike], Float[Array, "b n"]
 ]
-Measure = Callable[[Float[Array, "b d"], Float[Array, "n d"]], Float[Array, "b n"]]
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,15 @@ class Tiling:
       block_size: anchors per block, 1 or more. `None` makes all rows at once, memory
         O(b n); a number bounds the memory to O(block_size n), and takes value and
         gradient of a block in the same pass. It need not divide the batch.
+      mesh: devices among which the anchors are divided, each looping over its own
+        blocks; they need not divide the batch. `None` leaves the division of rows made
+        all at once to the compiler, and runs blocks without any.
       dtype: of the Gram matrix's operands. float32 is exact; bfloat16 is faster on
         matrix units and moves squared distances of unit vectors by up to about 1e-3.
     """
 
     block_size: int | None = None
+    mesh: Mesh | None = None
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self):
@@ -89,22 +97,33 @@ def mean_over_anchors(
     *,
     references: Float[Array, "n d"] | None = None,
     reference_labels: Int[Array, " n"] | None = None,
+    reference_mask: Bool[Array, " n"] | None = None,
+    anchor_sides: Any = None,
     measure: Measure = distances,
     tiling: Tiling = Tiling(),
+    batched: bool = False,
 ) -> Float[Array, ""]:
-    """Mean of `anchor` over the anchors for which it is valid; 0 where none is.
+    """Sum of the values of `anchor` over the sum of its weights; 0 where that is 0.
 
     Args:
-      anchor: `(row, positives, negatives) -> (value, valid)` of one anchor: its
+      anchor: `(row, positives, negatives) -> (value, weight)` of one anchor: its
         measure to every reference [n], the references of its class [n] (itself left
-        out by index) and those of other classes [n].
+        out by index) and those of other classes [n]. The value counts where the weight
+        is above 0; a bool says whether it does. Without traced arrays of its own, see
+        `anchor_sides`.
       embeddings: anchors [b, d].
       labels: classes of the anchors [b], any integers.
       references: what anchors are compared with [n, d]; the batch itself by default,
         and only then is an anchor left out of its own row.
       reference_labels: classes of the references [n].
+      reference_mask: False where a reference is to count neither as positive nor as
+        negative [n].
+      anchor_sides: arrays [b, ...] of which `anchor` gets its own as a fourth argument;
+        they carry no gradient.
       measure: `squared_distances`, `distances` or `dot_products`.
-      tiling: memory and precision, see `Tiling`.
+      tiling: memory, devices and precision, see `Tiling`.
+      batched: `anchor` takes a block of anchors, arrays [k, n], and returns [k] values
+        and weights; an anchor without positives and negatives must add nothing.
 
     Returns:
       A float32 scalar.
@@ -112,6 +131,92 @@ def mean_over_anchors(
     Raises:
       InputError: a wrong rank, integer embeddings, numbers of labels or widths that
         differ, one of `references` and `reference_labels` without the other.
+    """
+    value, weight = _totals(
+        anchor, embeddings, labels, references=references,
+        reference_labels=reference_labels, reference_mask=reference_mask,
+        anchor_sides=anchor_sides, measure=measure, tiling=tiling, batched=batched,
+    )  # fmt: skip
+    return value / jnp.where(weight > 0, weight, 1.0)
+
+
+def sum_over_anchors(
+    anchor: Anchor, embeddings: Array, labels: Array, **options: Any
+) -> Float[Array, ""]:
+    """Sum of the values of `anchor`; arguments as in `mean_over_anchors`."""
+    return _totals(anchor, embeddings, labels, **options)[0]
+
+
+def anchor_values(
+    anchor: Anchor,
+    embeddings: Float[Array, "b d"],
+    labels: Int[Array, " b"],
+    *,
+    references: Float[Array, "n d"] | None = None,
+    reference_labels: Int[Array, " n"] | None = None,
+    reference_mask: Bool[Array, " n"] | None = None,
+    measure: Measure = distances,
+    tiling: Tiling = Tiling(),
+    batched: bool = False,
+) -> Any:
+    """What `anchor` returns for every anchor, arrays [b, ...]: nothing is added up.
+
+    `anchor(row, positives, negatives) -> tree of arrays`; the other arguments as in
+    `mean_over_anchors`. In blocks the backward pass makes the rows a second time.
+    """
+    anchors, others, own = labelled_pairs(
+        embeddings, labels, references, reference_labels, reference_mask
+    )
+
+    function = partial(_values_of_rows, anchor, measure, own, tiling.dtype, batched)
+    plan = arrangement.Plan(function, tiling.block_size, tiling.mesh)
+    return arrangement.per_anchor(plan, anchors, others)
+
+
+def hardest(
+    embeddings: Float[Array, "b d"],
+    labels: Int[Array, " b"],
+    **options: Any,
+) -> tuple[Int[Array, " b"], Int[Array, " b"], Bool[Array, " b"]]:
+    """Farthest positive and nearest negative of every anchor, as indices.
+
+    Arguments as in `anchor_values`; no gradient. Of several equally far ones the first
+    is taken, and a row with NaN leads to a reference with NaN.
+
+    Returns:
+      Index of the positive [b], of the negative [b], and whether the anchor has both.
+    """
+    stopped = jax.lax.stop_gradient
+    if options.get("references") is not None:
+        options["references"] = stopped(options["references"])
+    return anchor_values(
+        _hardest_of_rows, stopped(embeddings), labels, batched=True, **options
+    )
+
+
+def paired_distances(
+    anchors: Float[Array, "b d"], others: Float[Array, "b d"], *, squared: bool = False
+) -> Float[Array, " b"]:
+    """`|x_i - y_i|`, or its square, from the differences: exact for near vectors too.
+
+    Value and gradient are 0 where the two coincide.
+    """
+    squares = jnp.sum(jnp.square(anchors - others), axis=1)
+    return squares if squared else safe_sqrt(squares)
+
+
+def labelled_pairs(
+    embeddings: Array,
+    labels: Array,
+    references: Array | None,
+    reference_labels: Array | None,
+    reference_mask: Array | None = None,
+    anchor_sides: Any = None,
+) -> tuple[Anchors, References, bool]:
+    """Checked anchors and references in float32, and whether they are the same batch.
+
+    Raises:
+      InputError: as `mean_over_anchors`.
     """
     own = references is None
     if own != (reference_labels is None):
@@ -122,17 +227,19 @@ def mean_over_anchors(
     else:
         check_labelled("references", references, reference_labels)
         _check_widths(embeddings, references)
+    if reference_mask is None:
+        reference_mask = jnp.ones(len(reference_labels), bool)
+    elif reference_mask.shape != reference_labels.shape:
+        raise InputError(
+            f"reference_mask must have one value for each of the "
+            f"{len(reference_labels)} references, but its shape is "
+            f"{list(reference_mask.shape)}."
+        )
     # Blocks add their gradients up in the type of what they are given.
     embeddings, references = (x.astype(jnp.float32) for x in (embeddings, references))
-    rows = partial(_sum_of_rows, anchor, measure, own, tiling.dtype)
-    positions = jnp.arange(len(labels))
-    if tiling.block_size is None or tiling.block_size >= len(labels):
-        parts = rows(embeddings, references, labels, positions, reference_labels)
-    else:
-        blocked = partial(_sum_in_blocks, rows, tiling.block_size)
-        parts = blocked(embeddings, references, labels, positions, reference_labels)
-    total, valid = parts
-    return total / jnp.maximum(valid, 1.0)
+    numbers = jnp.arange(1, len(labels) + 1)
+    anchors = Anchors(embeddings, labels, numbers, anchor_sides)
+    return anchors, References(references, reference_labels, reference_mask), own
 
 
 def check_labelled(name: str, embeddings: Array, labels: Array) -> None:
@@ -161,89 +268,55 @@ def _check_widths(embeddings: Array, references: Array) -> None:
         )
 
 
-def _sum_of_rows(
-    anchor, measure, own, dtype, embeddings, references, labels, positions, others
-):
-    """Sum of the values and number of the valid ones over some anchors.
+def _totals(
+    anchor, embeddings, labels, *, references=None, reference_labels=None,
+    reference_mask=None, anchor_sides=None, measure=distances, tiling=Tiling(),
+    batched=False,
+):  # fmt: skip
+    anchors, others, own = labelled_pairs(
+        embeddings, labels, references, reference_labels, reference_mask, anchor_sides
+    )
+    function = partial(_sum_of_rows, anchor, measure, own, tiling.dtype, batched)
+    plan = arrangement.Plan(function, tiling.block_size, tiling.mesh)
+    return arrangement.total(plan, anchors, others)
 
-    An anchor at a negative position is padding and counts for nothing.
-    """
-    rows = measure(embeddings, references, dtype)
-    same = labels[:, None] == others[None, :]
-    positives, negatives = same, ~same
+
+def _values_of_rows(anchor, measure, own, dtype, batched, anchors, references):
+    """`anchor` of every anchor; masks are empty for padding."""
+    rows = measure(anchors.embeddings, references.embeddings, dtype)
+    same = anchors.labels[:, None] == references.labels[None, :]
+    counts = (anchors.numbers > 0)[:, None] & references.mask[None, :]
+    positives, negatives = same & counts, ~same & counts
     if own:
-        positives &= positions[:, None] != jnp.arange(len(others))[None, :]
-    values, valid = jax.vmap(anchor)(rows, positives, negatives)
-    valid &= positions >= 0
-    return jnp.sum(jnp.where(valid, values, 0.0)), jnp.sum(valid, dtype=jnp.float32)
+        places = jnp.arange(1, len(references.labels) + 1)
+        positives &= anchors.numbers[:, None] != places[None, :]
+    sides = () if anchors.sides is None else (anchors.sides,)
+    mapped = anchor if batched else jax.vmap(anchor)
+    return mapped(rows, positives, negatives, *sides)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sum_in_blocks(rows, block_size, embeddings, references, *labelling):
-    parts = _scan_blocks(rows, block_size, embeddings, references, *labelling)
-    return parts[0]
-
-
-def _sum_in_blocks_forward(rows, block_size, embeddings, references, *labelling):
-    gradient = jax.value_and_grad(rows, argnums=(0, 1), has_aux=True)
-
-    def with_gradient(*args):
-        (total, valid), gradients = gradient(*args)
-        return (total, valid), gradients
-
-    sums, gradients = _scan_blocks(
-        with_gradient, block_size, embeddings, references, *labelling, gradients=True
+def _sum_of_rows(anchor, measure, own, dtype, batched, anchors, references):
+    """Sum of the values and of the weights over some anchors."""
+    values, weights = _values_of_rows(
+        anchor, measure, own, dtype, batched, anchors, references
     )
-    return sums, gradients
+    weights = jnp.where(anchors.numbers > 0, weights, 0).astype(jnp.float32)
+    return jnp.sum(jnp.where(weights > 0, values, 0.0)), jnp.sum(weights)
 
 
-def _sum_in_blocks_backward(rows, block_size, gradients, cotangents):
-    # The sum is linear in the blocks, so their gradients only wait to be scaled; the
-    # count of valid anchors does not depend on the embeddings.
-    scale = cotangents[0]
-    to_anchors, to_references = gradients
-    return scale * to_anchors, scale * to_references, None, None, None
+def _hardest_of_rows(rows, positives, negatives):
+    far, has_positive = _first_largest(rows, positives)
+    near, has_negative = _first_largest(-rows, negatives)
+    return far, near, has_positive & has_negative
 
 
-_sum_in_blocks.defvjp(_sum_in_blocks_forward, _sum_in_blocks_backward)
+def _first_largest(rows, mask):
+    """Index of each row's largest value under the mask, and whether there is one.
 
-
-def _scan_blocks(
-    function,
-    block_size,
-    embeddings,
-    references,
-    labels,
-    positions,
-    others,
-    *,
-    gradients=False,
-):
-    """Run `function` over blocks of anchors and add up what it returns."""
-    count = len(labels)
-    blocks = -(-count // block_size)
-    padding = blocks * block_size - count
-
-    def split(array, fill):
-        widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
-        padded = jnp.pad(array, widths, constant_values=fill)
-        return padded.reshape(blocks, block_size, *array.shape[1:])
-
-    def block(carry, inputs):
-        embeddings, labels, positions = inputs
-        sums, to_references = carry
-        result = function(embeddings, references, labels, positions, others)
-        if not gradients:
-            return (jax.tree.map(jnp.add, sums, result), to_references), None
-        added, (to_anchors, more) = result
-        sums = jax.tree.map(jnp.add, sums, added)
-        return (sums, to_references + more), to_anchors
-
-    zero = (jnp.float32(0.0), jnp.float32(0.0))
-    inputs = split(embeddings, 0), split(labels, 0), split(positions, -1)
-    (sums, to_references), to_anchors = jax.lax.scan(
-        block, (zero, jnp.zeros_like(references)), inputs
-    )
-    if not gradients:
-        return sums, None
-    return sums, (to_anchors.reshape(-1, embeddings.shape[1])[:count], to_references)
+    Two plain reductions: a variadic one (`argmax`) is several times slower on CPU.
+    """
+    best = jnp.max(jnp.where(mask, rows, -jnp.inf), axis=1, keepdims=True)
+    found = mask & ((rows == best) | jnp.isnan(rows))
+    columns = jnp.arange(rows.shape[1], dtype=jnp.int32)[None, :]
+    index = jnp.min(jnp.where(found, columns, rows.shape[1]), axis=1)
+    return jnp.minimum(index, rows.shape[1] - 1), mask.any(axis=1)
