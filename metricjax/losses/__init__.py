@@ -1,7 +1,17 @@
 """Losses: pure functions of arrays. No Flax, no state, no normalising of embeddings."""
 
 from metricjax.losses.classification import softmax_cross_entropy
+from metricjax.losses.contrastive import contrastive
+from metricjax.losses.lifted_structure import lifted_structure
+from metricjax.losses.multi_similarity import multi_similarity
 from metricjax.losses.pairwise import Tiling
 from metricjax.losses.triplet import triplet
 
-__all__ = ["Tiling", "softmax_cross_entropy", "triplet"]
+__all__ = [
+    "Tiling",
+    "contrastive",
+    "lifted_structure",
+    "multi_similarity",
+    "softmax_cross_entropy",
+    "triplet",
+]

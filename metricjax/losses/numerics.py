@@ -61,4 +61,5 @@ def log1p_sum_exp(
     """`log(1 + sum_mask exp(values))` for values of any size; 0 for an empty mask."""
     masked = jnp.where(mask, values, -jnp.inf)
     largest = jnp.maximum(jax.lax.stop_gradient(jnp.max(masked)), 0.0)
-    return largest + jnp.log(jnp.exp(-largest) + jnp.sum(jnp.exp(masked - largest)))
+    total = jnp.sum(jnp.exp(masked - largest))
+    return largest + jnp.log1p(total + jnp.expm1(-largest))

@@ -1,0 +1,102 @@
+"""Contrastive loss: positives together, negatives at least a margin apart."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from metricjax.errors import InputError
+from metricjax.losses import pairwise
+
+REDUCTIONS = ("mean", "nonzero")
+
+
+def contrastive(
+    embeddings: Float[Array, "b d"],
+    labels: Int[Array, " b"],
+    *,
+    margin: float = 1.0,
+    squared: bool = True,
+    reduction: str = "mean",
+    references: Float[Array, "n d"] | None = None,
+    reference_labels: Int[Array, " n"] | None = None,
+    reference_mask: Bool[Array, " n"] | None = None,
+    tiling: pairwise.Tiling = pairwise.Tiling(),
+) -> Float[Array, ""]:
+    """Contrastive loss over all ordered pairs (i, j), `j != i`.
+
+    A pair of one class costs `D_ij`, any other `relu(margin - D_ij)`, with
+    `D = |x_i - x_j|^2`, or the distance itself.
+
+    Args:
+      embeddings: anchors [b, d], of unit length unless another scale is meant.
+      labels: their classes [b].
+      margin: in units of D, at least 0. Squared distances of unit vectors are at most
+        4; below the default of 1 lie those whose cosine is above 0.5.
+      squared: whether D is the squared distance.
+      reduction: "mean" divides the sum by the number of pairs; "nonzero" averages
+        positive and negative terms each over those that are above 0, and adds the two.
+      references: the j [n, d] instead of the batch; none is then left out as the
+        anchor itself.
+      reference_labels: classes of the references [n].
+      reference_mask: False where a reference does not count [n].
+      tiling: memory, devices and precision, see `pairwise.Tiling`.
+
+    Returns:
+      A float32 scalar; 0 where there is no pair.
+
+    Raises:
+      InputError: a negative margin, an unknown reduction, or shapes and types that do
+        not fit.
+
+    Source: Kim et al., "Attention-based Ensemble for Deep Metric Learning" (arXiv
+    1804.00382), the metric loss of one learner, with the squared distance inside the
+    hinge and margin 1. "nonzero" is the reduction of pytorch-metric-learning.
+    """
+    if margin < 0:
+        raise InputError(f"margin must be 0 or more, but it is {margin}.")
+    if reduction not in REDUCTIONS:
+        raise InputError(
+            f"reduction is {reduction!r}: choose one of {', '.join(REDUCTIONS)}."
+        )
+    pairs = {
+        "references": references,
+        "reference_labels": reference_labels,
+        "reference_mask": reference_mask,
+        "measure": pairwise.squared_distances if squared else pairwise.distances,
+        "tiling": tiling,
+    }
+
+    def together(distances, positives):
+        return jnp.where(positives, distances, 0.0)
+
+    def apart(distances, negatives):
+        return jnp.where(negatives, jax.nn.relu(margin - distances), 0.0)
+
+    def anchor(distances, positives, negatives):
+        value = together(distances, positives) + apart(distances, negatives)
+        return jnp.sum(value), jnp.sum(positives | negatives)
+
+    if reduction == "mean":
+        return pairwise.mean_over_anchors(anchor, embeddings, labels, **pairs)
+
+    def above_zero(distances, positives, negatives):
+        return jnp.stack(
+            [
+                jnp.sum(together(distances, positives) > 0),
+                jnp.sum(apart(distances, negatives) > 0),
+            ]
+        )
+
+    def scaled(distances, positives, negatives, scales):
+        value = scales[0] * jnp.sum(together(distances, positives))
+        return value + scales[1] * jnp.sum(apart(distances, negatives)), True
+
+    counts = pairwise.anchor_values(above_zero, embeddings, labels, **pairs)
+    scales = 1.0 / jnp.maximum(jnp.sum(counts, axis=0), 1).astype(jnp.float32)
+    return pairwise.sum_over_anchors(
+        scaled,
+        embeddings,
+        labels,
+        anchor_sides=jnp.broadcast_to(scales, (len(labels), 2)),
+        **pairs,
+    )
