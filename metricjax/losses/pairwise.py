@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -222,11 +223,13 @@ def labelled_pairs(
     if own != (reference_labels is None):
         raise InputError("references and reference_labels are given together or not.")
     check_labelled("embeddings", embeddings, labels)
+    labels = jnp.asarray(labels)
     if own:
         references, reference_labels = embeddings, labels
     else:
         check_labelled("references", references, reference_labels)
         _check_widths(embeddings, references)
+        reference_labels = jnp.asarray(reference_labels)
     if reference_mask is None:
         reference_mask = jnp.ones(len(reference_labels), bool)
     elif reference_mask.shape != reference_labels.shape:
@@ -258,6 +261,13 @@ def check_labelled(name: str, embeddings: Array, labels: Array) -> None:
         raise InputError(
             f"there are {len(embeddings)} {name} but {len(labels)} labels for them."
         )
+    if isinstance(labels, np.ndarray) and labels.size:
+        largest = max(int(labels.max()), -int(labels.min()))
+        if largest >= 2**31 and not jax.config.jax_enable_x64:
+            raise InputError(
+                f"the labels of the {name} reach {largest}, which JAX would cut to 32 "
+                "bits: number the classes from 0, such as with numpy.unique."
+            )
 
 
 def _check_widths(embeddings: Array, references: Array) -> None:

@@ -295,3 +295,72 @@ def test_embeddings_and_references_of_different_widths():
 def test_block_size_is_at_least_one(block_size):
     with pytest.raises(InputError, match="block_size"):
         Tiling(block_size)
+
+
+def test_labels_that_do_not_fit_32_bits():
+    labels = LABELS.astype(np.int64) * 2**40
+    with pytest.raises(InputError, match="cut to 32 bits"):
+        loss(f32(rows()), labels)
+
+
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_sides_go_with_their_anchors(block_size):
+    """Sides as weights: the sum over anchors of the sides' own multiples."""
+    sides = np.arange(12.0) - 3.0
+
+    def weighed(row, positives, negatives, side):
+        value, valid = anchor(row, positives, negatives)
+        return side * value, valid
+
+    def slow(embeddings):
+        values = reference.distances(embeddings, embeddings)
+        total = 0.0
+        for i in range(12):
+            same, other = LABELS == LABELS[i], LABELS != LABELS[i]
+            value = slow_anchor(
+                values[i][same & (np.arange(12) != i)], values[i][other]
+            )
+            total += 0.0 if value is None else sides[i] * value
+        return total
+
+    def ours(embeddings):
+        return pairwise.sum_over_anchors(
+            weighed, embeddings, LABELS, anchor_sides=f32(sides),
+            tiling=Tiling(block_size),
+        )  # fmt: skip
+
+    value, slopes = jax.jit(jax.value_and_grad(ours))(f32(rows()))
+    assert value == pytest.approx(slow(rows()), rel=1e-5)
+    close(slopes, reference.gradient(slow, rows()))
+
+
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_values_of_anchors_and_their_gradient(block_size):
+    """Nothing is added up: every anchor's value gets a cotangent of its own."""
+    scales = np.linspace(-1.0, 2.0, 12)
+
+    def farness(row, positives, negatives):
+        return jnp.sum(jnp.where(negatives, row**2, 0.0))
+
+    def slow(embeddings):
+        squares = reference.distances(embeddings, embeddings) ** 2
+        return (squares * (LABELS[:, None] != LABELS[None, :])).sum(axis=1) @ scales
+
+    def ours(embeddings):
+        values = pairwise.anchor_values(
+            farness, embeddings, LABELS, tiling=Tiling(block_size)
+        )
+        return values @ f32(scales)
+
+    value, slopes = jax.jit(jax.value_and_grad(ours))(f32(rows()))
+    assert value == pytest.approx(slow(rows()), rel=1e-5)
+    close(slopes, reference.gradient(slow, rows()))
+
+
+def test_hardest_takes_the_first_of_equals():
+    embeddings = f32([[0.0], [1.0], [-1.0], [5.0], [5.0], [9.0]])
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    far, near, valid = jax.jit(pairwise.hardest)(embeddings, labels)
+    np.testing.assert_array_equal(far[:5], [1, 2, 1, 4, 3])
+    np.testing.assert_array_equal(near, [3, 3, 3, 1, 1, 3])
+    np.testing.assert_array_equal(valid, [True] * 5 + [False])
