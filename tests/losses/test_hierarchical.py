@@ -149,6 +149,22 @@ def test_weight_zero_leaves_the_level_out(loss):
     np.testing.assert_array_equal(to_proxies[1], np.zeros((3, 6)))
 
 
+def test_a_level_of_weight_zero_costs_nothing():
+    """Before the first clusters there may be one group, too few for its loss."""
+    seen = []
+
+    def counting(embeddings, labels, proxies, *, tiling):
+        seen.append(len(proxies))
+        return FIRST_NCA(embeddings, labels, proxies, tiling=tiling)
+
+    levels = Level(f32(FINE)), Level(f32(TOP[:1]), 0 * COARSE)
+    weights = 1.0, 0
+    hierarchical_proxy(
+        f32(rows()), LABELS, levels, level_weights=weights, loss=counting
+    )
+    assert seen == [8]
+
+
 def test_a_traced_weight_of_zero_adds_nothing():
     """A weight that a schedule changes without a new compilation."""
 
