@@ -19,7 +19,7 @@ from metricjax.data.transforms import TransformConfig
 from metricjax.errors import InputError
 from metricjax.models.embedder import ModelConfig
 from metricjax.objectives import LOSSES, ObjectiveConfig, Term
-from metricjax.optimizers import OptimizerConfig
+from metricjax.optimizers import GROUP_RATES, OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ class RunConfig:
         if self.seed < 0:
             raise InputError(f"config.seed is {self.seed}: it must be 0 or more.")
         _check_batch(self.batch_size, self.instances_per_class, 1)
+        _check_losses(self)
         metrics = [f"recall@{k}" for k in self.evaluation.recall_at]
         metrics += ["r_precision", "map@r"]
         if self.evaluation.select_by not in metrics:
@@ -142,6 +143,35 @@ def check_devices(config: RunConfig, devices: int) -> None:
             f"config.evaluation.batch_size is {size}, which {devices} devices cannot "
             f"share equally: the nearest value that they can is "
             f"{_nearest(size, devices)}."
+        )
+
+
+def _check_losses(config: RunConfig) -> None:
+    """Raise `InputError` unless the batches and the steps are what the losses need."""
+    memory, instances = config.objective.memory, config.instances_per_class
+    if 0 < memory.size < config.batch_size:
+        raise InputError(
+            f"config.objective.memory.size is {memory.size}: it must hold at least a "
+            f"batch, {config.batch_size} images, or be 0 for no memory."
+        )
+    if memory.size and memory.start_step >= config.steps:
+        raise InputError(
+            f"config.objective.memory.start_step is {memory.start_step}, but the run "
+            f"has {config.steps} steps: let the memory count earlier."
+        )
+    for name, loss, _, _ in config.objective.losses():
+        alone = instances == 1 and loss.compares and not memory.size
+        if alone or instances % loss.instances:
+            needed = "an even number" if loss.instances == 2 else "2 or more"
+            raise InputError(
+                f"config.instances_per_class is {instances}, but the {name} loss "
+                f"compares images of a class in pairs: make it {needed}."
+            )
+    hierarchy = config.objective.hierarchy
+    if hierarchy and hierarchy.warmup >= config.steps:
+        raise InputError(
+            f"config.objective.terms.hierarchical_proxy.warmup is {hierarchy.warmup}, "
+            f"but the run has {config.steps} steps: group the classes earlier."
         )
 
 
@@ -172,7 +202,7 @@ def default_config() -> ConfigDict:
     tree = {f.name: _default(f) for f in dataclasses.fields(RunConfig)[1:]}
     objective = {f.name: _default(f) for f in dataclasses.fields(ObjectiveConfig)[1:]}
     tree["objective"] = {"terms": {}, **objective}
-    tree["optimizer"]["group_rates"] = {"backbone": 1.0}
+    tree["optimizer"]["group_rates"] = {"backbone": 1.0, **GROUP_RATES}
     return ConfigDict(tree)
 
 
@@ -193,9 +223,13 @@ def terms(**losses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     `terms(triplet={"margin": 0.1}, softmax={"weight": 0.5})`.
     """
     return {
-        name: {"weight": 1.0, **LOSSES.get(name, (None, {}))[1], **options}
+        name: {"weight": 1.0, **_defaults(name), **options}
         for name, options in losses.items()
     }
+
+
+def _defaults(name: str) -> Mapping[str, Any]:
+    return LOSSES[name].options if name in LOSSES else {}
 
 
 def choose_variant(config: str, variant: str, variants: Sequence[str]) -> str:
@@ -238,7 +272,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     """The settings as config.json holds them; `from_config_dict` reads them back."""
     tree = _plain(dataclasses.asdict(config))
     tree["objective"]["terms"] = {
-        name: {"weight": term.weight, **LOSSES[name][1], **term.options}
+        name: _plain({"weight": term.weight, **_defaults(name), **term.options})
         for name, term in config.objective.terms.items()
     }
     return tree
@@ -258,19 +292,34 @@ def _term(name: str, options: Mapping[str, Any]) -> Term:
             f"config.objective.terms names {name!r}, but the losses are "
             f"{', '.join(sorted(LOSSES))}{suggestion(name, list(LOSSES))}."
         )
+    where = f"config.objective.terms.{name}"
     options = dict(options)
     weight = options.pop("weight", 1.0)
-    defaults = LOSSES[name][1]
+    loss = LOSSES[name]
     for option, value in options.items():
-        where = f"config.objective.terms.{name}.{option}"
-        if option not in defaults:
+        if option not in loss.options:
             raise InputError(
-                f"{where} is no setting of that loss"
-                f"{suggestion(option, list(defaults))}; it has {', '.join(defaults)}."
+                f"{where}.{option} is no setting of that loss"
+                f"{suggestion(option, list(loss.options))}; it has "
+                f"{', '.join(loss.options)}."
             )
-        _check_type(value, type(defaults[option]), where)
-    _check_type(weight, float, f"config.objective.terms.{name}.weight")
+        options[option] = _like(value, loss.options[option], f"{where}.{option}")
+        choices = loss.choices.get(option, (value,))
+        if value not in choices:
+            raise InputError(
+                f"{where}.{option} is {value!r}{suggestion(value, choices)}: choose "
+                f"one of {', '.join(choices)}."
+            )
+    _check_type(weight, float, f"{where}.weight")
     return Term(float(weight), options)
+
+
+def _like(value: Any, default: Any, path: str) -> Any:
+    """The value if it is of the default's type, a list as a tuple."""
+    if not isinstance(default, tuple):
+        _check_type(value, type(default), path)
+        return value
+    return _convert(value, tuple[type(default[0]), ...], path)
 
 
 def _build(cls: type, tree: Any, path: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
@@ -62,3 +63,10 @@ def global_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Arra
 def to_host(tree: Any) -> Any:
     """Values that are the same on every device, as numpy arrays."""
     return jax.tree.map(lambda array: np.asarray(array.addressable_data(0)), tree)
+
+
+def same_everywhere(mesh: Mesh, tree: Any) -> Any:
+    """The first host's arrays, the same on every device; to be called on all hosts."""
+    if jax.process_count() > 1:
+        tree = multihost_utils.broadcast_one_to_all(tree)
+    return jax.device_put(tree, replicated(mesh))

@@ -1,17 +1,28 @@
-"""The objective of a run: a weighted sum of losses on what the model returns."""
+"""The objective of a run: a weighted sum of losses, and what they keep beside a model.
 
-from collections.abc import Mapping
+Some losses have parameters of their own (proxies), some carry something along untrained
+(which class is in which group, a memory of past batches). Both live in the train state:
+`Losses` makes them, `objective` and `remember` use them.
+"""
+
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from metricjax import losses
+from metricjax import memory as memories
 from metricjax.errors import InputError
+from metricjax.levels import Classes, HierarchicalProxy
+from metricjax.loss_terms import LOSSES, Inputs, Loss, views
 from metricjax.losses import pairwise
 from metricjax.losses.numerics import masked_max, masked_mean, masked_min
+from metricjax.memory import MemoryConfig
 from metricjax.models.output import Output
 
 
@@ -29,14 +40,16 @@ class ObjectiveConfig:
 
     Attributes:
       terms: name of a loss in `LOSSES` -> its weight and settings.
-      block_size: anchors per block of the pair losses, see `pairwise.Tiling`; None:
-        all at once.
+      block_size: anchors per block of the pair losses on each device, see
+        `pairwise.Tiling`; None: all at once.
       matmul_dtype: of the Gram matrix, "float32" or "bfloat16".
+      memory: past batches that the pair losses compare with, see `MemoryConfig`.
     """
 
     terms: Mapping[str, Term]
     block_size: int | None = None
     matmul_dtype: str = "float32"
+    memory: MemoryConfig = MemoryConfig()
 
     def __post_init__(self):
         unknown = sorted(set(self.terms) - set(LOSSES))
@@ -59,46 +72,126 @@ class ObjectiveConfig:
             raise InputError(
                 f"objective.block_size is {self.block_size}: it must be 1 or more."
             )
+        for _, loss, _, options in self.losses():
+            if loss.check:
+                loss.check(**options)
+        if self.memory.size and not self.remembered:
+            able = ", ".join(name for name, loss in LOSSES.items() if loss.against)
+            raise InputError(
+                f"objective.memory.size is {self.memory.size}, but no loss of "
+                f"objective.terms looks into the memory: set it to 0, or add one of "
+                f"{able}."
+            )
 
-    @property
-    def tiling(self) -> pairwise.Tiling:
-        return pairwise.Tiling(self.block_size, dtype=jnp.dtype(self.matmul_dtype))
+    def losses(self) -> Iterator[tuple[str, Loss, float, dict[str, Any]]]:
+        """(name, loss, weight, all its settings) of each loss that counts."""
+        for name, term in self.terms.items():
+            if term.weight:
+                loss = LOSSES[name]
+                yield name, loss, term.weight, {**loss.options, **term.options}
+
+    def tiling(self, mesh: Mesh | None = None) -> pairwise.Tiling:
+        """How the pair losses go through their rows on these devices.
+
+        Without blocks the compiler divides the rows among the devices; in blocks each
+        device loops over its own.
+        """
+        dtype = jnp.dtype(self.matmul_dtype)
+        several = mesh is not None and mesh.size > 1
+        if self.block_size is None or not several:
+            return pairwise.Tiling(self.block_size, dtype=dtype)
+        return pairwise.Tiling(self.block_size, mesh, dtype)
 
     @property
     def classifies(self) -> bool:
         """Whether the model needs a classifier."""
         return bool(self.terms.get("softmax", Term(0.0)).weight)
 
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """The views that the memory keeps, see `loss_terms.views`."""
+        if not self.memory.size:
+            return ()
+        kept = {loss.compares for _, loss, _, _ in self.losses() if loss.against}
+        return tuple(sorted(kept))
 
-def _triplet(output, labels, tiling, **options):
-    """On the embedding, or on each learner where the model trains learners apart."""
-    if output.learners is None:
-        return losses.triplet(output.embedding, labels, tiling=tiling, **options)
-    learners = jnp.moveaxis(output.learners, 1, 0)
-    return sum(
-        losses.triplet(learner, labels, tiling=tiling, **options)
-        for learner in learners
-    )
-
-
-def _softmax(output, labels, tiling, **options):
-    if output.logits is None:
-        raise InputError(
-            "The softmax loss needs logits, but the model gave none: build it with "
-            "num_classes and apply it with train=True."
-        )
-    return losses.softmax_cross_entropy(output.logits, labels, **options)
+    @property
+    def hierarchy(self) -> HierarchicalProxy | None:
+        """The settings of hierarchical proxies, where they are part of the sum."""
+        for name, _, _, options in self.losses():
+            if name == "hierarchical_proxy":
+                return HierarchicalProxy(**options)
+        return None
 
 
-# Name in the config -> (function of the model's output, default settings).
-LOSSES = {
-    "triplet": (_triplet, {"margin": 0.1, "squared": False, "soft": False}),
-    "softmax": (_softmax, {"temperature": 1.0, "label_smoothing": 0.0}),
-}
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """The losses of a run and what they are told of it: what they keep begins here.
+
+    Attributes:
+      config: the settings.
+      classes: what to learn from.
+      output: the shapes of what the model makes of a batch in training.
+    """
+
+    config: ObjectiveConfig
+    classes: Classes
+    output: Output
+
+    def init_proxies(self, key: Array) -> dict[str, dict[str, Array]]:
+        """The parameters of the losses, by loss and name; {} where none has any.
+
+        Each loss draws the same from `key`, whatever others there are.
+        """
+        width = self.output.embedding.shape[-1]
+        return {
+            name: loss.proxies(
+                jax.random.fold_in(key, zlib.crc32(name.encode())),
+                self.classes,
+                width,
+                **options,
+            )
+            for name, loss, _, options in self.config.losses()
+            if loss.proxies
+        }
+
+    def init_state(self) -> dict[str, Any]:
+        """What they carry along untrained: by loss and name, and the `memory`."""
+        state = {
+            name: loss.state(self.classes, **options)
+            for name, loss, _, options in self.config.losses()
+            if loss.state
+        }
+        if self.config.remembered:
+            rows = jax.eval_shape(partial(_rows, self.config), self.output)
+            state["memory"] = memories.empty(self.config.memory.size, rows)
+        return state
+
+    def check(self) -> None:
+        """Raise the `InputError` that a step would raise; nothing is computed."""
+
+        def value(output, labels, key):
+            return objective(
+                self.config,
+                output,
+                labels,
+                proxies=self.init_proxies(key),
+                state=self.init_state(),
+            )
+
+        labels = jax.ShapeDtypeStruct(self.output.embedding.shape[:1], jnp.int32)
+        jax.eval_shape(value, self.output, labels, jax.random.key(0))
 
 
 def objective(
-    config: ObjectiveConfig, output: Output, labels: Int[Array, " b"]
+    config: ObjectiveConfig,
+    output: Output,
+    labels: Int[Array, " b"],
+    *,
+    proxies: Mapping[str, Mapping[str, Array]] | None = None,
+    state: Mapping[str, Any] | None = None,
+    step: Int[Array, ""] | int = 0,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, ""], dict[str, tuple[Array, Array]]]:
     """The weighted sum, and the metrics of a step as (sum, count).
 
@@ -106,26 +199,81 @@ def objective(
       config: the settings.
       output: what the model made of the whole global batch.
       labels: classes [b].
+      proxies: the parameters of the losses, as `Losses.init_proxies` makes them.
+      state: what they carry along, as `Losses.init_state` makes it.
+      step: how many steps were done before.
+      mesh: the devices of the run.
 
     Returns:
       The scalar to minimise; metrics by name, each a pair whose quotient is the value:
-      every loss of the sum, unweighted, `positive_distance` and `negative_distance`
-      (means over the anchors of their mean distance) and `active` (see
-      `pair_statistics`).
+      every loss of the sum, unweighted, with a memory also `NAME_memory`,
+      `positive_distance` and `negative_distance` (means over the anchors of their mean
+      distance) and `active` (see `pair_statistics`).
     """
+    proxies, state = proxies or {}, state or {}
+    tiling = config.tiling(mesh)
     total, metrics = jnp.float32(0.0), {}
     one = jnp.float32(1.0)
-    for name, term in config.terms.items():
-        if not term.weight:
-            continue
-        function, defaults = LOSSES[name]
-        value = function(output, labels, config.tiling, **{**defaults, **term.options})
-        total += term.weight * value
+    for name, loss, weight, options in config.losses():
+        inputs = Inputs(
+            output, labels, proxies.get(name, {}), state.get(name, {}), tiling
+        )
+        value = loss.value(inputs, **options)
+        total += weight * value
         metrics[name] = (value, one)
+        if loss.against and config.memory.size:
+            counts = jnp.float32(step >= config.memory.start_step)
+            value = counts * loss.against(inputs, state["memory"], **options)
+            total += weight * config.memory.weight * value
+            metrics[f"{name}_memory"] = (value, counts)
     margin = config.terms.get("triplet", Term()).options.get("margin", 0.1)
-    statistics = pair_statistics(output.embedding, labels, margin, config.tiling)
+    statistics = pair_statistics(output.embedding, labels, margin, tiling)
     metrics |= {name: (value, one) for name, value in statistics.items()}
     return total, {"loss": (total, one), **metrics}
+
+
+def remember(
+    config: ObjectiveConfig,
+    output: Output,
+    labels: Int[Array, " b"],
+    state: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The state after a step: the memory holds its batch."""
+    if not config.remembered:
+        return dict(state)
+    memory = memories.remember(state["memory"], _rows(config, output), labels)
+    return {**state, "memory": memory}
+
+
+def gradient_norms(
+    gradients: Mapping[str, Mapping[str, Array]], state: Mapping[str, Any]
+) -> dict[str, tuple[Array, Array]]:
+    """Norms of the gradients of the losses' parameters, as (norm, whether it counts).
+
+    `gradient_norm_LOSS_NAME`; those of coarse proxies count from when there are groups.
+    """
+    norms = {}
+    for loss, arrays in gradients.items():
+        for name, gradient in arrays.items():
+            active = state.get(loss, {}).get("active", True) if "coarse" in name else 1
+            counts = jnp.float32(active)
+            norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
+            norms[f"gradient_norm_{loss}_{name}"] = (norm * counts, counts)
+    return norms
+
+
+def check_gradients(metrics: Mapping[str, tuple[Array, Array]]) -> None:
+    """Raise `InputError` if a parameter of a loss gets no gradient.
+
+    Args:
+      metrics: of a step, on the host.
+    """
+    for name, (norm, counts) in metrics.items():
+        if name.startswith("gradient_norm_") and counts and norm == 0:
+            raise InputError(
+                f"{name.removeprefix('gradient_norm_')} gets no gradient, so that "
+                "these proxies would never learn: leave the loss out, or mend it."
+            )
 
 
 def pair_statistics(
@@ -136,30 +284,29 @@ def pair_statistics(
 ) -> dict[str, Float[Array, ""]]:
     """How a batch stands: what to look at when a loss does not move.
 
+    One pass over the rows of pairs, and no gradient.
+
     Returns:
       `positive_distance`, `negative_distance`: mean over the anchors of the mean
       Euclidean distance to their positives and negatives; `active`: share of anchors
       whose hardest negative is not at least `margin` farther than the hardest positive.
     """
-    embeddings = jax.lax.stop_gradient(embeddings)
 
-    def to_positives(distances, positives, negatives):
-        return masked_mean(distances, positives), positives.any()
-
-    def to_negatives(distances, positives, negatives):
-        return masked_mean(distances, negatives), negatives.any()
-
-    def active(distances, positives, negatives):
+    def row(distances, positives, negatives):
         gap = masked_max(distances, positives) - masked_min(distances, negatives)
-        valid = positives.any() & negatives.any()
-        return (gap + margin > 0).astype(jnp.float32), valid
+        some = positives.any(), negatives.any()
+        return {
+            "positive_distance": (masked_mean(distances, positives), some[0]),
+            "negative_distance": (masked_mean(distances, negatives), some[1]),
+            "active": (jnp.float32(gap + margin > 0), some[0] & some[1]),
+        }
 
-    rows = {
-        "positive_distance": to_positives,
-        "negative_distance": to_negatives,
-        "active": active,
-    }
-    return {
-        name: pairwise.mean_over_anchors(row, embeddings, labels, tiling=tiling)
-        for name, row in rows.items()
-    }
+    rows = pairwise.anchor_values(
+        row, jax.lax.stop_gradient(embeddings), labels, tiling=tiling
+    )
+    return {name: masked_mean(*values) for name, values in rows.items()}
+
+
+def _rows(config: ObjectiveConfig, output: Output) -> dict[str, Array]:
+    """What a memory keeps of a batch."""
+    return {which: views(output, which) for which in config.remembered}

@@ -9,6 +9,8 @@ import optax
 
 from metricjax.errors import InputError
 
+# Learning rates of groups, as multiples, where a config does not name the group.
+GROUP_RATES = {"proxies": 100.0}
 METHODS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
 _NOT_NEGATIVE = (
@@ -35,7 +37,8 @@ class OptimizerConfig:
       clip_norm: largest global norm of the gradient, above 0; None: unbounded.
       group_rates: learning rate of a parameter group as a multiple of
         `learning_rate`; the groups are the top-level names of the model's parameters
-        ("backbone", "classifier", ...). 0 freezes the group.
+        ("backbone", "classifier", ...) and, for all parameters of the losses,
+        "proxies", 100 unless it is named. 0 freezes the group.
     """
 
     method: str = "adam"
@@ -121,13 +124,14 @@ def build(
         warm-up as long as the run.
     """
     groups = sorted(parameters)
-    unknown = sorted(set(config.group_rates) - set(groups))
+    unknown = sorted(set(config.group_rates) - set(groups) - set(GROUP_RATES))
     if unknown:
         raise InputError(
             f"optimizer.group_rates names {unknown[0]!r}, but the parameter groups of "
             f"this model are {', '.join(groups)}."
         )
-    rates = {group: config.group_rates.get(group, 1.0) for group in groups}
+    named = {**GROUP_RATES, **config.group_rates}
+    rates = {group: named.get(group, 1.0) for group in groups}
     if not any(rates.values()):
         raise InputError(
             "optimizer.group_rates freezes every parameter group: leave one above 0."

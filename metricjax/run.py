@@ -12,12 +12,22 @@ import optax
 from flax import linen as nn
 
 from metricjax import config as config_module
-from metricjax import judging, mesh, models, optimizers, step
+from metricjax import (
+    hierarchy,
+    judging,
+    levels,
+    mesh,
+    models,
+    optimizers,
+    step,
+)
 from metricjax.config import RunConfig
 from metricjax.data import datasets, pipeline, transforms
 from metricjax.data.sampling import PKSampler
 from metricjax.errors import InputError
+from metricjax.levels import Classes
 from metricjax.models.cost import count_parameters
+from metricjax.objectives import Losses
 from metricjax.workdir import check_owner
 
 
@@ -34,6 +44,7 @@ class Run:
     transform: transforms.Transform
     mesh: jax.sharding.Mesh
     model: nn.Module
+    losses: Losses
     optimizer: optax.GradientTransformation
     skipped: pipeline.SkipLog
 
@@ -58,6 +69,7 @@ class Run:
         )
         classes = train.num_classes if config.objective.classifies else None
         model = models.build(config.model, classes)
+        losses = _losses(train, model, config)
         return cls(
             config=config,
             workdir=workdir,
@@ -68,7 +80,8 @@ class Run:
             transform=transforms.build(config.data.transform),
             mesh=devices,
             model=model,
-            optimizer=_build_optimizer(model, config),
+            losses=losses,
+            optimizer=_build_optimizer(model, losses, config),
             skipped=pipeline.SkipLog(),
         )
 
@@ -88,7 +101,13 @@ class Run:
 
     def _init_state(self):
         shape = self.config.data.transform.shape
-        return step.init_state(self.model, self.optimizer, shape, self.root_key)
+        return step.init_state(
+            self.model,
+            self.optimizer,
+            shape,
+            self.root_key,
+            self.losses,
+        )
 
     @cached_property
     def _init(self) -> Any:
@@ -113,6 +132,7 @@ class Run:
             self.optimizer,
             self.config.objective,
             self.config.data.transform,
+            self.mesh,
         )
         everywhere, split = mesh.replicated(self.mesh), mesh.split(self.mesh)
         size = self.config.batch_size
@@ -133,6 +153,30 @@ class Run:
             .compile()
         )
         return program, _cost(program, time.perf_counter() - began)
+
+    def regrouped(self, state: step.TrainState, done: int) -> step.TrainState:
+        """The state after `done` steps with the groups of the hierarchy made (anew).
+
+        A function of the state, the seed and `done`. One host groups, all go on with
+        what it found.
+        """
+        name = "hierarchical_proxy"
+        proxies, carried = mesh.to_host((state.proxies[name], state.objective[name]))
+        coarse = {level: rows for level, rows in proxies.items() if level != "fine"}
+        if jax.process_index() == 0:
+            coarse, carried = levels.regroup(
+                self.config.objective.hierarchy,
+                proxies,
+                carried,
+                self.losses.classes.categories,
+                seed=self.config.seed,
+                step=done,
+            )
+        coarse, carried = mesh.same_everywhere(self.mesh, (coarse, carried))
+        return state.with_losses(
+            state.proxies | {name: state.proxies[name] | coarse},
+            state.objective | {name: carried},
+        )
 
     @cached_property
     def _embed_step(self):
@@ -189,6 +233,9 @@ class Run:
             say(f"{part}: {of['images']} images of {of['classes']} classes")
         parameters = count_parameters(self.abstract_state.variables)
         say(f"model: {parameters / 1e6:.2f} M parameters")
+        proxies = count_parameters(self.abstract_state.proxies)
+        if proxies:
+            say(f"proxies: {proxies / 1e6:.2f} M parameters")
         devices, kind = self.mesh.size, self.mesh.devices.flat[0].platform
         classes = config.batch_size // config.instances_per_class
         say(
@@ -229,14 +276,28 @@ def _check_depths(config: RunConfig, *splits: datasets.Split) -> None:
         )
 
 
-def _build_optimizer(
-    model: nn.Module, config: RunConfig
-) -> optax.GradientTransformation:
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(
-        lambda: step.init_variables(model, config.data.transform.shape, key)
+def _losses(split: datasets.Split, model: nn.Module, config: RunConfig) -> Losses:
+    """The losses on what is learnt from; what one refuses, it refuses now."""
+    wanted = config.objective.hierarchy
+    categories = None
+    if wanted and wanted.hierarchy == "category" and split.categories is not None:
+        categories = hierarchy.from_categories(split.labels, split.categories)
+    shape, size = config.data.transform.shape, config.batch_size
+    losses = Losses(
+        config.objective,
+        Classes(split.num_classes, categories),
+        step.output_shapes(model, shape, size),
     )
-    return optimizers.build(config.optimizer, config.steps, shapes["params"])
+    losses.check()
+    return losses
+
+
+def _build_optimizer(
+    model: nn.Module, losses: Losses, config: RunConfig
+) -> optax.GradientTransformation:
+    shape, key = config.data.transform.shape, jax.random.key(0)
+    params, _ = jax.eval_shape(lambda: step.init_params(model, shape, key, losses))
+    return optimizers.build(config.optimizer, config.steps, params)
 
 
 def open_data(config: RunConfig) -> datasets.Dataset:

@@ -8,13 +8,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from metricjax import objectives
 from metricjax.data import transforms
-from metricjax.objectives import ObjectiveConfig, objective
+from metricjax.models.output import Output
+from metricjax.objectives import Losses, ObjectiveConfig
 
 # Streams of randomness of a run, each folded into the root key.
-_INIT, _STEP = 0, 1
+_INIT, _STEP, _PROXIES = 0, 1, 2
+
+# The group of parameters that belong to the losses.
+PROXIES = "proxies"
 
 
 @struct.dataclass
@@ -23,20 +29,42 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, number of steps done.
-      params: parameters by group (`backbone`, ...).
+      params: parameters by group (`backbone`, ...); those of the losses, by loss, are
+        the group `proxies`.
       batch_stats: running statistics of the normalisation layers.
       opt_state: the optimizer's state.
+      objective: what the losses carry along untrained, see `objectives.Losses`.
     """
 
     step: Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    objective: Any = struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """What `module.apply` takes."""
+        return {"params": _of_model(self.params), "batch_stats": self.batch_stats}
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What training makes: the variables, and the parameters of the losses."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def proxies(self) -> dict[str, dict[str, Array]]:
+        """The parameters of the losses, by loss and name."""
+        return self.params.get(PROXIES, {})
+
+    def with_losses(self, proxies: Any, objective: Any) -> "TrainState":
+        """The same with other parameters and another state of the losses."""
+        params = {**self.params, PROXIES: proxies} if proxies else self.params
+        return self.replace(params=params, objective=objective)
+
+
+def _of_model(params: dict[str, Any]) -> dict[str, Any]:
+    return {group: leaves for group, leaves in params.items() if group != PROXIES}
 
 
 def init_variables(model: nn.Module, shape: tuple[int, ...], key: Array) -> Any:
@@ -45,20 +73,42 @@ def init_variables(model: nn.Module, shape: tuple[int, ...], key: Array) -> Any:
     return model.init(jax.random.fold_in(key, _INIT), images)
 
 
+def output_shapes(model: nn.Module, shape: tuple[int, ...], size: int) -> Output:
+    """What the model makes of a batch of `size` images in training, as shapes."""
+
+    def apply(key, images):
+        variables = init_variables(model, shape, key)
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+
+    images = jax.ShapeDtypeStruct((size, *shape), jnp.float32)
+    return jax.eval_shape(apply, jax.random.key(0), images)
+
+
+def init_params(
+    model: nn.Module, shape: tuple[int, ...], key: Array, losses: Losses
+) -> tuple[Any, Any]:
+    """All parameters, those of the losses among them, and the model's statistics."""
+    variables = init_variables(model, shape, key)
+    proxies = losses.init_proxies(jax.random.fold_in(key, _PROXIES))
+    params = variables["params"] | ({PROXIES: proxies} if proxies else {})
+    return params, variables.get("batch_stats", {})
+
+
 def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     shape: tuple[int, ...],
     key: Array,
+    losses: Losses,
 ) -> TrainState:
     """The state before the first step."""
-    variables = init_variables(model, shape, key)
-    params = variables["params"]
+    params, batch_stats = init_params(model, shape, key, losses)
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
+        objective=losses.init_state(),
     )
 
 
@@ -67,12 +117,15 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     config: ObjectiveConfig,
     transform: transforms.TransformConfig,
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, dict[str, Array], Array], tuple[TrainState, dict]]:
     """`train_step(state, batch, root_key) -> (state, metrics)`, to be jitted.
 
     `batch` holds `images` uint8 [b, s, s, c] and `labels` int32 [b], the whole global
     batch; what is random in step t depends on `root_key` and t alone. `metrics` are
-    pairs (sum, count), those of `objectives.objective` and `gradient_norm`.
+    pairs (sum, count), those of `objectives.objective` and `objectives.gradient_norms`,
+    and `gradient_norm`. `mesh` holds the devices among which losses in blocks divide
+    their anchors.
     """
 
     def train_step(state, batch, root_key):
@@ -82,23 +135,40 @@ def make_train_step(
 
         def loss(params):
             output, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
+                {"params": _of_model(params), "batch_stats": state.batch_stats},
                 images,
                 train=True,
                 mutable=["batch_stats"],
             )
-            value, metrics = objective(config, output, batch["labels"])
-            return value, (metrics, updated.get("batch_stats", {}))
+            value, metrics = objectives.objective(
+                config,
+                output,
+                batch["labels"],
+                proxies=params.get(PROXIES),
+                state=state.objective,
+                step=state.step,
+                mesh=mesh,
+            )
+            carried = objectives.remember(
+                config, output, batch["labels"], state.objective
+            )
+            return value, (metrics, updated.get("batch_stats", {}), carried)
 
-        gradients, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
+        gradients, (metrics, batch_stats, carried) = jax.grad(loss, has_aux=True)(
+            state.params
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         norm = optax.tree.norm(gradients)
         metrics["gradient_norm"] = (norm, jnp.float32(1.0))
+        metrics |= objectives.gradient_norms(
+            gradients.get(PROXIES, {}), state.objective
+        )
         state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             opt_state=opt_state,
+            objective=carried,
         )
         return state, metrics
 

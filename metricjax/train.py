@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from metricjax import judging, mesh, optimizers, step
+from metricjax import judging, mesh, objectives, optimizers, step
 from metricjax.checkpoints import Checkpoints, digest
 from metricjax.config import RunConfig, to_dict
 from metricjax.data import pipeline
@@ -76,8 +76,11 @@ def _loop(run, state, start, checkpoints, journal) -> tuple[step.TrainState, boo
     program, cost = run.compile_train_step()
     journal.compiled(start + 1, cost)
     meter = _Meter(run, journal, start)
+    hierarchy = config.objective.hierarchy
     with _open_batches(run, start) as batches, _stop_requests() as asked_to_stop:
         for done in range(start + 1, config.steps + 1):
+            if hierarchy and hierarchy.due(done - 1):
+                state = run.regrouped(state, done - 1)
             batch = meter.wait_for(batches)
             state, metrics = program(
                 state, mesh.global_batch(run.mesh, batch), run.root_key
@@ -140,6 +143,9 @@ class _Meter:
         self._config, self._journal, self._start = run.config, journal, start
         self._rate = optimizers.schedule(run.config.optimizer, run.config.steps)
         self._pending = []
+        hierarchy = run.config.objective.hierarchy
+        # The first steps in which parameters can be seen to get a gradient.
+        self._first = {start + 1, hierarchy.warmup + 1 if hierarchy else 0}
         self._began = time.perf_counter()
         self._clock = Clock()
 
@@ -166,6 +172,8 @@ class _Meter:
 
     def _read(self, done: int, metrics: dict) -> None:
         jax.block_until_ready(metrics)
+        if done in self._first:
+            objectives.check_gradients(mesh.to_host(metrics))
         if done % self._config.log_every and done != self._config.steps:
             return
         values = {
@@ -194,7 +202,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
         "compiled": _last(history, "compiled"),
         "selected_step": selected_step,
         "selected_by": f"{evaluation.select_by} on held-out training classes",
-        "parameters_sha256": digest(mesh.to_host(state.variables)),
+        "parameters_sha256": digest(mesh.to_host(state.trained)),
         "config": name,
         "seed": run.config.seed,
         "steps": run.config.steps,

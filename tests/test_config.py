@@ -60,7 +60,13 @@ def test_round_trip_through_json():
     assert kept["data"]["root"] == "photos"
     assert kept["model"]["widths"] == [8, 16]
     assert kept["objective"]["terms"] == {
-        "triplet": {"weight": 1.0, "margin": 0.3, "squared": False, "soft": False}
+        "triplet": {
+            "weight": 1.0,
+            "margin": 0.3,
+            "mining": "hard",
+            "squared": False,
+            "soft": False,
+        }
     }
     assert isinstance(config.optimizer.clip_norm, float)
 
@@ -187,6 +193,7 @@ def test_terms_fill_in_what_is_not_named():
     assert terms(triplet={"margin": 0.5})["triplet"] == {
         "weight": 1.0,
         "margin": 0.5,
+        "mining": "hard",
         "squared": False,
         "soft": False,
     }

@@ -157,8 +157,8 @@ def test_pair_statistics_give_no_gradient():
 
 
 def test_matmul_dtype_reaches_the_products():
-    exact, _ = objective(config(triplet=Term()), output(), LABELS)
-    near, _ = objective(config(None, "bfloat16", triplet=Term()), output(), LABELS)
+    exact, _ = objective(config(contrastive=Term()), output(), LABELS)
+    near, _ = objective(config(None, "bfloat16", contrastive=Term()), output(), LABELS)
     assert near != exact and near == pytest.approx(float(exact), rel=1e-2)
 
 

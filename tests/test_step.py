@@ -12,9 +12,17 @@ import pytest
 
 from metricjax import mesh, models, optimizers
 from metricjax.data.transforms import TransformConfig
-from metricjax.objectives import ObjectiveConfig, Term
+from metricjax.levels import Classes
+from metricjax.memory import MemoryConfig
+from metricjax.objectives import Losses, ObjectiveConfig, Term
 from metricjax.optimizers import OptimizerConfig
-from metricjax.step import init_state, init_variables, make_embed_step, make_train_step
+from metricjax.step import (
+    init_params,
+    init_state,
+    make_embed_step,
+    make_train_step,
+    output_shapes,
+)
 
 # Values do not depend on how hard LLVM tries; the time to compile does.
 QUICK = {"xla_backend_optimization_level": 0}
@@ -24,6 +32,7 @@ TRANSFORM = TransformConfig(recipe="none", image_size=8, channels=1, flip=True)
 TERMS = {"triplet": Term(1.0, {"margin": 0.3}), "softmax": Term(0.5)}
 KEY = jax.random.key(7)
 CLASSES = 4
+CATEGORIES = np.array([0, 1, 1, 0])
 SIDES = ("positive", "negative")
 METRICS = {
     "loss", "triplet", "softmax", "positive_distance", "negative_distance", "active",
@@ -43,19 +52,25 @@ def images(count=16, seed=0):
 class Setup:
     """Model, optimizer and step of some settings; compiled once, and quickly."""
 
-    def __init__(self, block_size=None, terms=TERMS, donate=(), **model):
+    def __init__(
+        self, block_size=None, terms=TERMS, donate=(), memory=0, devices=None, **model
+    ):
         settings = dataclasses.replace(MODEL, **model)
-        config = ObjectiveConfig(terms, block_size)
+        memory = MemoryConfig(memory, start_step=1)
+        config = ObjectiveConfig(terms, block_size, memory=memory)
         optimizer = OptimizerConfig(method="sgd", learning_rate=0.1)
         self.model = models.build(settings, CLASSES if config.classifies else None)
-        variables = partial(init_variables, self.model, TRANSFORM.shape, KEY)
-        shapes = jax.eval_shape(variables)["params"]
-        self.optimizer = optimizers.build(optimizer, 100, shapes)
-        self.step = make_train_step(self.model, self.optimizer, config, TRANSFORM)
+        output = output_shapes(self.model, TRANSFORM.shape, 16)
+        self.losses = Losses(config, Classes(CLASSES, CATEGORIES), output)
+        params = partial(init_params, self.model, TRANSFORM.shape, KEY, self.losses)
+        self.optimizer = optimizers.build(optimizer, 100, jax.eval_shape(params)[0])
+        self.step = make_train_step(
+            self.model, self.optimizer, config, TRANSFORM, devices
+        )
         self.run = jax.jit(self.step, donate_argnums=donate, compiler_options=QUICK)
 
     def init(self):
-        return init_state(self.model, self.optimizer, TRANSFORM.shape, KEY)
+        return init_state(self.model, self.optimizer, TRANSFORM.shape, KEY, self.losses)
 
     def start(self):
         """As `init`, with kernels drawn by numpy, which need no compiling."""
@@ -153,7 +168,9 @@ def test_same_inputs_give_bit_equal_outputs(setup, start, two_steps):
 def test_first_state_is_a_function_of_the_key(setup):
     small = Setup(**STEM)
     make = jax.jit(
-        lambda key: init_state(small.model, small.optimizer, TRANSFORM.shape, key)
+        lambda key: init_state(
+            small.model, small.optimizer, TRANSFORM.shape, key, small.losses
+        )
     )
     state = make(KEY)
     assert state.step == 0
@@ -195,7 +212,7 @@ def test_devices_equal_one(count, block_size, start, two_steps):
     within 5e-6 of its largest entry.
     """
     devices = mesh.make_mesh(jax.devices()[:count])
-    run = Setup(block_size=block_size).run
+    run = Setup(block_size=block_size, devices=devices).run
     state = jax.device_put(start, mesh.replicated(devices))
     for seed in (0, 1):
         batch = mesh.global_batch(devices, images(seed=seed))

@@ -78,17 +78,18 @@ class CGD(nn.Module):
 
         Returns:
           `Output`; `learners` [b, n, dim / n] for architecture "A" alone, `logits`
-          [b, num_classes] in training where `num_classes` is given.
+          [b, num_classes] in training where `num_classes` is given; `unnormalized` the
+          embedding with none of the `l2` above.
         """
         _check_images(images)
         features = self.backbone(images, train=train)
         raw = [self._describe(letter, features) for letter in self.descriptors]
-        embedding, learners = self._combine(raw)
+        embedding, learners, unnormalized = self._combine(raw)
         logits = None
         # Outside training drop_classifier may have removed these variables.
         if self.num_classes is not None and (train or self.is_initializing()):
             logits = self._classify(raw[0], train)
-        return Output(embedding, learners, logits, features)
+        return Output(embedding, learners, logits, features, unnormalized)
 
     def _describe(self, letter, features):
         if letter == "S":
@@ -100,24 +101,31 @@ class CGD(nn.Module):
         return pooling.gem(features, self.gem_p)
 
     def _combine(self, raw):
-        """Raw descriptors, n of [b, c], to (embedding [b, dim], learners or None)."""
+        """Raw descriptors, n of [b, c], to (embedding, learners or None, unnormalized).
+
+        The last is the same combination of what the linear maps give as it is.
+        """
         if self.architecture == "B":
-            return self._project(jnp.concatenate(raw, axis=-1), self.dim, "fc"), None
+            whole = self._project(jnp.concatenate(raw, axis=-1), self.dim, "fc")
+            return layers.l2_normalize(whole), None, whole
         together = self.combine == "sum"
         width = self.dim if together else self.dim // len(raw)
-        branches = [
+        projected = [
             self._project(descriptor, width, f"fc_{letter}")
             for letter, descriptor in zip(self.descriptors, raw, strict=True)
         ]
-        combined = sum(branches) if together else jnp.concatenate(branches, axis=-1)
+        branches = [layers.l2_normalize(branch) for branch in projected]
         learners = jnp.stack(branches, axis=1) if self.architecture == "A" else None
-        return layers.l2_normalize(combined), learners
+        combined, unnormalized = (
+            sum(parts) if together else jnp.concatenate(parts, axis=-1)
+            for parts in (branches, projected)
+        )
+        return layers.l2_normalize(combined), learners, unnormalized
 
     def _project(self, descriptor, width, name):
-        linear = nn.Dense(
+        return nn.Dense(
             width, use_bias=False, precision=lax.Precision.HIGHEST, name=name
-        )
-        return layers.l2_normalize(linear(descriptor))
+        )(descriptor)
 
     def _classify(self, descriptor, train):
         normalization, linear = CLASSIFIER

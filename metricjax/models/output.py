@@ -15,9 +15,13 @@ class Output(NamedTuple):
       logits: [b, classes] float32, where a classifier is part of training and this is
         training; otherwise None.
       features: the backbone's feature map [b, h, w, c], in the backbone's type.
+      unnormalized: [b, d] float32, the embedding as the last linear maps leave it, with
+        nothing brought to unit length; where there are learners, theirs side by side.
+        None where the model has no such thing.
     """
 
     embedding: Float[Array, "b d"]
     learners: Float[Array, "b m k"] | None
     logits: Float[Array, "b n"] | None
     features: Float[Array, "b h w c"]
+    unnormalized: Float[Array, "b d"] | None = None

@@ -1,0 +1,246 @@
+"""Hierarchical proxies in a run: the proxies of each level, and who belongs to which.
+
+The fine proxies, and the coarse ones where they are learnt, are parameters; which class
+belongs to which coarse proxy is a state beside them, renewed on the host between steps.
+It is a function of the parameters and of (seed, step), so that a run that is resumed
+groups the classes as it would have done.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from metricjax import hierarchy
+from metricjax.errors import InputError
+from metricjax.losses import pairwise
+from metricjax.losses.hierarchical import Level, hierarchical_proxy
+from metricjax.losses.proxies import proxy_anchor, proxy_nca
+
+CHOICES = {
+    "base": ("proxy_anchor", "proxy_nca"),
+    "hierarchy": ("kmeans", "category"),
+    "coarse": ("learnt", "centroid"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """What losses must know of the classes to learn from.
+
+    Attributes:
+      count: c; labels are 0..c-1.
+      categories: int [c], class -> its coarser group in 0..k-1, or None.
+    """
+
+    count: int
+    categories: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class HierarchicalProxy:
+    """Settings of the loss in a run.
+
+    Attributes:
+      base: the loss of each level, "proxy_anchor" or "proxy_nca".
+      level_weights: one for each level, the classes' own first.
+      hierarchy: "kmeans" of the fine proxies, or "category": one level, of the groups
+        that the data set gives.
+      clusters: of "kmeans": groups of each level above the classes, ever fewer.
+      coarse: proxies above the classes are "learnt", beginning at the centroids of
+        their members, or the "centroid" of them at every step.
+      centroid_gradient: let the gradient of a "centroid" level reach the fine proxies.
+      warmup: steps with the finest level alone, before the groups are made.
+      every: steps after which "kmeans" makes them anew; 0: never.
+      spherical: cluster the fine proxies made unit.
+      margin, scale: of "proxy_anchor".
+      temperature, include_positive: of "proxy_nca".
+    """
+
+    base: str = "proxy_anchor"
+    level_weights: tuple[float, ...] = (1.0, 0.1)
+    hierarchy: str = "kmeans"
+    clusters: tuple[int, ...] = (10,)
+    coarse: str = "learnt"
+    centroid_gradient: bool = False
+    warmup: int = 100
+    every: int = 0
+    spherical: bool = True
+    margin: float = 0.1
+    scale: float = 32.0
+    temperature: float = 1 / 9
+    include_positive: bool = True
+
+    def __post_init__(self):
+        for name in ("warmup", "every"):
+            if getattr(self, name) < 0:
+                self._refuse(name, "it must be 0 or more")
+        if not self.level_weights or min(self.level_weights) <= 0:
+            self._refuse("level_weights", "each must be above 0")
+        if self.hierarchy == "category":
+            if len(self.level_weights) != 2:
+                self._refuse("level_weights", "categories make two levels")
+            if self.every:
+                self._refuse("every", "categories stay what they are, so set it to 0")
+            return
+        if not self.clusters or min(self.clusters) < 2:
+            self._refuse("clusters", "each level needs 2 or more")
+        if len(self.level_weights) != 1 + len(self.clusters):
+            self._refuse(
+                "level_weights",
+                f"with clusters={self.clusters} it must name "
+                f"{1 + len(self.clusters)} weights, the classes' own first",
+            )
+
+    def _refuse(self, name: str, why: str):
+        found = f"hierarchical_proxy.{name} is {getattr(self, name)!r}"
+        raise InputError(f"{found}: {why}.")
+
+    @property
+    def loss(self):
+        """Of one level."""
+        if self.base == "proxy_anchor":
+            return partial(proxy_anchor, margin=self.margin, scale=self.scale)
+        return partial(
+            proxy_nca,
+            temperature=self.temperature,
+            include_positive=self.include_positive,
+        )
+
+    def counts(self, classes: Classes) -> tuple[int, ...]:
+        """Proxies of each level above the classes.
+
+        Raises:
+          InputError: the classes cannot be grouped so.
+        """
+        if self.hierarchy == "category":
+            return (self._categories(classes),)
+        if importlib.util.find_spec("sklearn") is None:
+            self._refuse(
+                "hierarchy",
+                "clustering needs scikit-learn, install it with "
+                "pip install 'metricjax[cluster]'",
+            )
+        for below, count in zip(
+            (classes.count, *self.clusters), self.clusters, strict=False
+        ):
+            if count >= below:
+                self._refuse("clusters", f"{below} cannot make {count} groups")
+        return self.clusters
+
+    def _categories(self, classes: Classes) -> int:
+        if classes.categories is None:
+            self._refuse("hierarchy", "the data set has no categories, choose 'kmeans'")
+        count = int(np.max(classes.categories)) + 1
+        if not 2 <= count < classes.count:
+            self._refuse(
+                "hierarchy",
+                f"the {classes.count} classes are of {count} categories, but it takes "
+                "at least 2, and fewer than classes",
+            )
+        return count
+
+    def due(self, step: int) -> bool:
+        """Whether the groups are made (anew) before step `step`, counted from 0."""
+        since = step - self.warmup
+        return since == 0 or (since > 0 and self.every > 0 and since % self.every == 0)
+
+
+def init_proxies(config: HierarchicalProxy, fine: Array, counts) -> dict[str, Array]:
+    """The parameters: `fine` [c, d]; `coarse1`, ... [k, d] where they are learnt."""
+    learnt = counts if config.coarse == "learnt" else ()
+    return {"fine": fine} | {
+        f"coarse{level}": jnp.zeros((count, fine.shape[1]))
+        for level, count in enumerate(learnt, 1)
+    }
+
+
+def init_state(classes: int, counts: tuple[int, ...]) -> dict[str, Array]:
+    """What is not trained.
+
+    Returns:
+      `active`, whether the groups are made; for every level above the classes `parent1`
+      int32 [c], class -> group, and `size1` int32 [k], how many classes are in a group.
+    """
+    state = {"active": jnp.bool_(False)}
+    for level, count in enumerate(counts, 1):
+        state[f"parent{level}"] = jnp.zeros(classes, jnp.int32)
+        state[f"size{level}"] = jnp.zeros(count, jnp.int32)
+    return state
+
+
+def value(
+    config: HierarchicalProxy,
+    embeddings: Float[Array, "b d"],
+    labels: Int[Array, " b"],
+    proxies: Mapping[str, Array],
+    state: Mapping[str, Array],
+    tiling: pairwise.Tiling,
+) -> Float[Array, ""]:
+    """The loss of a batch; until the groups are made, that of the finest level."""
+    levels = [Level(proxies["fine"])]
+    for level in range(1, len(config.level_weights)):
+        parent, count = state[f"parent{level}"], len(state[f"size{level}"])
+        coarse = proxies.get(f"coarse{level}")
+        if coarse is None:
+            fine = proxies["fine"]
+            if not config.centroid_gradient:
+                fine = jax.lax.stop_gradient(fine)
+            coarse = hierarchy.centroids(fine, parent, count)
+        levels.append(Level(coarse, parent))
+    active = state["active"].astype(jnp.float32)
+    own, *above = config.level_weights
+    weights = (own, *(weight * active for weight in above))
+    return hierarchical_proxy(
+        embeddings, labels, levels, level_weights=weights, loss=config.loss,
+        tiling=tiling,
+    )  # fmt: skip
+
+
+def regroup(
+    config: HierarchicalProxy,
+    proxies: Mapping[str, np.ndarray],
+    state: Mapping[str, np.ndarray],
+    categories: np.ndarray | None,
+    seed: int,
+    step: int,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Group the classes, on the host.
+
+    Coarse proxies that are learnt begin at the centroids; later groups take the numbers
+    of those that they continue, and the proxies, with the optimiser's averages of them,
+    go on as they are.
+
+    Returns:
+      The coarse proxies and the state, as in `init_proxies` and `init_state`.
+
+    Raises:
+      InputError: the fine proxies are not finite.
+    """
+    fine, active = proxies["fine"], bool(state["active"])
+    learnt = [proxies[name] for name in sorted(proxies) if name != "fine"]
+    if config.hierarchy == "category":
+        centroids = np.asarray(hierarchy.centroids(jnp.asarray(fine), categories))
+        groups = (hierarchy.Clusters(np.asarray(categories, np.int32), centroids),)
+    else:
+        groups = hierarchy.cluster(
+            fine,
+            config.clusters,
+            seed=int(np.random.SeedSequence([seed, step]).generate_state(1)[0]),
+            previous=learnt if active and learnt else None,
+            normalize=config.spherical,
+        )
+    if learnt and not active:
+        learnt = [group.centroids for group in groups]
+    coarse = {f"coarse{level}": rows for level, rows in enumerate(learnt, 1)}
+    state = {"active": np.bool_(True)}
+    for level, group in enumerate(groups, 1):
+        sizes = np.bincount(group.parent, minlength=len(group.centroids))
+        state[f"parent{level}"] = group.parent
+        state[f"size{level}"] = sizes.astype(np.int32)
+    return coarse, state

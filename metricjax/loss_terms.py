@@ -1,0 +1,223 @@
+"""The losses by name: settings, what they take of a model's output, own parameters."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from metricjax import levels, losses
+from metricjax.errors import InputError
+from metricjax.levels import HierarchicalProxy
+from metricjax.losses import pairwise
+from metricjax.losses.divergence import divergence
+from metricjax.losses.proxies import proxy_anchor, proxy_nca
+from metricjax.memory import Memory
+from metricjax.models.output import Output
+
+
+class Inputs(NamedTuple):
+    """What a loss of the sum sees of a step.
+
+    Attributes:
+      output: what the model made of the whole global batch.
+      labels: classes [b].
+      proxies: the parameters of the loss, by name.
+      state: what the loss carries along untrained, by name.
+      tiling: of its rows of pairs.
+    """
+
+    output: Output
+    labels: Int[Array, " b"]
+    proxies: Mapping[str, Array]
+    state: Mapping[str, Array]
+    tiling: pairwise.Tiling
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss that a config can name.
+
+    Attributes:
+      value: `(Inputs, **options) -> scalar`.
+      options: its settings and their defaults.
+      choices: the values of those settings that are words.
+      compares: "unit" or "unnormalized" embeddings, see `views`, if it compares images
+        with each other.
+      against: `(view [b, d], labels, tiling, references=, ..., **options) -> scalar`,
+        where it can also compare with a memory.
+      instances: images of a class in a batch must be a multiple of this.
+      proxies: `(key, Classes, d, **options) -> arrays by name`, the parameters that it
+        has beside the model's; d is the length of the embedding.
+      state: `(Classes, **options) -> arrays by name`, what it carries along untrained.
+      check: `(**options)` raises `InputError` where they do not fit each other.
+    """
+
+    value: Callable[..., Float[Array, ""]]
+    options: Mapping[str, Any]
+    choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    compares: str | None = None
+    against: Callable[..., Float[Array, ""]] | None = None
+    instances: int = 1
+    proxies: Callable[..., dict[str, Array]] | None = None
+    state: Callable[..., dict[str, Array]] | None = None
+    check: Callable[..., Any] | None = None
+
+
+def views(output: Output, which: str) -> Float[Array, "b m k"]:
+    """The embeddings that pair losses compare: m = 1, or the model's m learners.
+
+    Args:
+      output: what a model made of a batch.
+      which: "unit" for vectors of unit length, "unnormalized" for those before it.
+    """
+    if which == "unit":
+        learners = output.learners
+        return output.embedding[:, None] if learners is None else learners
+    if output.unnormalized is None:
+        raise InputError(
+            "A loss on un-normalised embeddings needs a model that gives them, but "
+            "this one does not."
+        )
+    count = 1 if output.learners is None else output.learners.shape[1]
+    return output.unnormalized.reshape(len(output.unnormalized), count, -1)
+
+
+def _pairs(loss, options, which="unit", memory=True, **described) -> Loss:
+    """A pair loss: of the embedding, or added up over the learners of the model."""
+
+    def value(inputs: Inputs, **settings):
+        each = views(inputs.output, which).swapaxes(0, 1)
+        return sum(
+            loss(view, inputs.labels, tiling=inputs.tiling, **settings) for view in each
+        )
+
+    def against(inputs: Inputs, memory: Memory, **settings):
+        each = views(inputs.output, which).swapaxes(0, 1)
+        past = memory.rows[which].swapaxes(0, 1)
+        return sum(
+            loss(
+                view, inputs.labels, references=rows, reference_labels=memory.labels,
+                reference_mask=memory.mask, tiling=inputs.tiling, **settings,
+            )
+            for view, rows in zip(each, past, strict=True)
+        )  # fmt: skip
+
+    return Loss(
+        value, options, compares=which, against=against if memory else None, **described
+    )
+
+
+def _softmax(inputs: Inputs, **options):
+    if inputs.output.logits is None:
+        raise InputError(
+            "The softmax loss needs logits, but the model gave none: build it with "
+            "num_classes and apply it with train=True."
+        )
+    return losses.softmax_cross_entropy(inputs.output.logits, inputs.labels, **options)
+
+
+def _divergence(inputs: Inputs, **options):
+    if inputs.output.learners is None:
+        raise InputError(
+            "The divergence loss pushes learners apart, but this model has none: leave "
+            "the loss out, or choose a model with learners."
+        )
+    return divergence(inputs.output.learners, **options)
+
+
+def _to_proxies(loss):
+    def value(inputs: Inputs, **options):
+        return loss(
+            inputs.output.embedding,
+            inputs.labels,
+            inputs.proxies["proxies"],
+            tiling=inputs.tiling,
+            **options,
+        )
+
+    return value
+
+
+def _draw(base: str, key: Array, shape: tuple[int, int]) -> Float[Array, "c d"]:
+    """Proxies as the sources draw them.
+
+    Proxy-Anchor: kaiming normal by fan out, which for [c, d] is c; Proxy-NCA: an eighth
+    of a standard normal.
+    """
+    scale = math.sqrt(2.0 / shape[0]) if base == "proxy_anchor" else 1 / 8
+    return scale * jax.random.normal(key, shape)
+
+
+def _proxies_of(base: str):
+    def proxies(key, classes, width, **_):
+        return {"proxies": _draw(base, key, (classes.count, width))}
+
+    return proxies
+
+
+def _hierarchical(inputs: Inputs, **options):
+    return levels.value(
+        HierarchicalProxy(**options),
+        inputs.output.embedding,
+        inputs.labels,
+        inputs.proxies,
+        inputs.state,
+        inputs.tiling,
+    )
+
+
+def _hierarchical_proxies(key, classes, width, **options):
+    config = HierarchicalProxy(**options)
+    fine = _draw(config.base, key, (classes.count, width))
+    return levels.init_proxies(config, fine, config.counts(classes))
+
+
+def _hierarchical_state(classes, **options):
+    counts = HierarchicalProxy(**options).counts(classes)
+    return levels.init_state(classes.count, counts)
+
+
+LOSSES: dict[str, Loss] = {
+    "contrastive": _pairs(
+        losses.contrastive,
+        {"margin": 1.0, "squared": True, "reduction": "mean"},
+        choices={"reduction": ("mean", "nonzero")},
+    ),
+    "triplet": _pairs(
+        losses.triplet,
+        {"margin": 0.1, "mining": "hard", "squared": False, "soft": False},
+        choices={"mining": ("hard", "all", "semihard")},
+    ),
+    "lifted_structure": _pairs(losses.lifted_structure, {"margin": 1.0}),
+    "multi_similarity": _pairs(
+        losses.multi_similarity,
+        {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1},
+    ),
+    "proxy_nca": Loss(
+        _to_proxies(proxy_nca),
+        {"temperature": 1 / 9, "include_positive": True},
+        proxies=_proxies_of("proxy_nca"),
+    ),
+    "proxy_anchor": Loss(
+        _to_proxies(proxy_anchor),
+        {"margin": 0.1, "scale": 32.0},
+        proxies=_proxies_of("proxy_anchor"),
+    ),
+    "hierarchical_proxy": Loss(
+        _hierarchical,
+        {f.name: f.default for f in dataclasses.fields(HierarchicalProxy)},
+        choices=levels.CHOICES,
+        proxies=_hierarchical_proxies,
+        state=_hierarchical_state,
+        check=HierarchicalProxy,
+    ),
+    "divergence": Loss(
+        _divergence,
+        {"margin": 1.0, "reduction": "sum_pairs"},
+        choices={"reduction": ("sum_pairs", "mean_pairs")},
+    ),
+    "softmax": Loss(_softmax, {"temperature": 1.0, "label_smoothing": 0.0}),
+}
