@@ -2,16 +2,24 @@
 
 from metricjax.losses.classification import softmax_cross_entropy
 from metricjax.losses.contrastive import contrastive
+from metricjax.losses.divergence import divergence
+from metricjax.losses.hierarchical import Level, hierarchical_proxy
 from metricjax.losses.lifted_structure import lifted_structure
 from metricjax.losses.multi_similarity import multi_similarity
 from metricjax.losses.pairwise import Tiling
+from metricjax.losses.proxies import proxy_anchor, proxy_nca
 from metricjax.losses.triplet import triplet
 
 __all__ = [
+    "Level",
     "Tiling",
     "contrastive",
+    "divergence",
+    "hierarchical_proxy",
     "lifted_structure",
     "multi_similarity",
+    "proxy_anchor",
+    "proxy_nca",
     "softmax_cross_entropy",
     "triplet",
 ]
