@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import optax
+from optax import contrib
 
 from metricjax.errors import InputError
 
 # Learning rates of groups, as multiples, where a config does not name the group.
 GROUP_RATES = {"proxies": 100.0}
-METHODS = ("adam", "adamw", "sgd")
+METHODS = ("adam", "adamw", "muon", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
 _NOT_NEGATIVE = (
     "warmup_steps", "step_decay", "final_rate", "weight_decay", "momentum",
@@ -23,8 +24,10 @@ class OptimizerConfig:
     """How parameters move.
 
     Attributes:
-      method: "adam" (weight decay added to the gradient), "adamw" (decoupled) or "sgd"
-        (momentum, decay added to the gradient).
+      method: "adam" (weight decay added to the gradient), "adamw" (decoupled), "muon"
+        (kernels of several pixels behind the first layer move by their orthogonalised
+        momentum, all else as by "adamw") or "sgd" (momentum, decay added to the
+        gradient).
       learning_rate: the peak, for every group not named in `group_rates`.
       schedule: "constant", "step" (times `step_decay` at each of `step_boundaries`) or
         "cosine" (down to `final_rate` times the peak after the last step).
@@ -33,7 +36,9 @@ class OptimizerConfig:
       step_decay: its factor.
       final_rate: where "cosine" ends, as a share of the peak.
       weight_decay: on kernels only; never on biases, normalisation or GeM's exponent.
-      momentum: of "sgd".
+      momentum: of "sgd" and "muon".
+      muon_rate: learning rate of what "muon" orthogonalises, as a multiple of
+        `learning_rate`, above 0.
       clip_norm: largest global norm of the gradient, above 0; None: unbounded.
       group_rates: learning rate of a parameter group as a multiple of
         `learning_rate`; the groups are the top-level names of the model's parameters
@@ -50,6 +55,7 @@ class OptimizerConfig:
     final_rate: float = 0.0
     weight_decay: float = 0.0
     momentum: float = 0.9
+    muon_rate: float = 8.0
     clip_norm: float | None = None
     group_rates: Mapping[str, float] = field(default_factory=dict)
 
@@ -68,6 +74,10 @@ class OptimizerConfig:
             raise InputError(
                 f"optimizer.clip_norm is {self.clip_norm}: it must be above 0, or None "
                 "for no clipping."
+            )
+        if self.muon_rate <= 0:
+            raise InputError(
+                f"optimizer.muon_rate is {self.muon_rate}: it must be above 0."
             )
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
@@ -178,7 +188,32 @@ def _direction(config: OptimizerConfig) -> list[optax.GradientTransformation]:
         return [*decay, optax.trace(config.momentum)]
     if config.method == "adam":
         return [*decay, optax.scale_by_adam()]
-    return [optax.scale_by_adam(), *decay]
+    adamw = optax.chain(optax.scale_by_adam(), *decay)
+    if config.method == "adamw":
+        return [adamw]
+    muon = optax.chain(
+        contrib.scale_by_muon(
+            beta=config.momentum, weight_dimension_numbers=_dimension_numbers
+        ),
+        optax.scale(config.muon_rate),
+    )
+    return [optax.partition({"muon": muon, "adamw": adamw}, _by_method)]
+
+
+def _by_method(tree: Any) -> Any:
+    """ "muon" for kernels [k, k, i, o] with k > 1 whose input is not an image."""
+    return jax.tree.map(
+        lambda leaf: (
+            "muon"
+            if leaf.ndim == 4 and leaf.shape[0] > 1 and leaf.shape[2] > 4
+            else "adamw"
+        ),
+        tree,
+    )
+
+
+def _dimension_numbers(tree: Any) -> Any:
+    return jax.tree.map(lambda _: contrib.MuonDimensionNumbers((0, 1, 2), 3), tree)
 
 
 def _kernels(tree: Any) -> Any:

@@ -71,6 +71,53 @@ def by_hand(method, decay=0.0, momentum=0.9, rate=lambda step: 0.1, count=3):
     return history
 
 
+def orthogonalized(matrix, steps=5):
+    """Newton-Schulz of the quintic with Muon's coefficients."""
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide = wide / np.linalg.norm(wide)
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
+
+
+def test_muon_by_hand():
+    """Kernels of several pixels behind the first layer; all else is AdamW."""
+    rng = np.random.default_rng(5)
+    params = {
+        "deep": {"kernel": rng.normal(size=(3, 3, 5, 4))},
+        "first": {"kernel": rng.normal(size=(3, 3, 3, 4))},
+        "pointwise": {"kernel": rng.normal(size=(1, 1, 5, 4))},
+    }
+    gradient = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), params)
+    config = OptimizerConfig(
+        "muon", learning_rate=0.01, momentum=0.8, muon_rate=5.0, weight_decay=0.1
+    )
+    params = jax.tree.map(jnp.float32, params)
+    optimizer = optimizers.build(config, 10, params)
+    updates, state = optimizer.update(
+        jax.tree.map(jnp.float32, gradient), optimizer.init(params), params
+    )
+    # The direction of the first step does not depend on the length of the momentum.
+    matrix = orthogonalized(gradient["deep"]["kernel"].reshape(45, 4))
+    expected = -0.01 * 5.0 * matrix.reshape(3, 3, 5, 4)
+    np.testing.assert_allclose(updates["deep"]["kernel"], expected, atol=2e-4)
+    for name in ("first", "pointwise"):
+        slope = gradient[name]["kernel"]
+        expected = -0.01 * (np.sign(slope) + 0.1 * params[name]["kernel"])
+        np.testing.assert_allclose(updates[name]["kernel"], expected, atol=1e-6)
+    params = jax.tree.map(jnp.add, params, updates)
+    more = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), gradient)
+    updates, _ = optimizer.update(jax.tree.map(jnp.float32, more), state, params)
+    first, second = (tree["deep"]["kernel"] for tree in (gradient, more))
+    # Nesterov's look ahead, each average corrected for its start at 0.
+    trace = 0.8 * (0.2 * first) + 0.2 * second
+    ahead = 0.8 * trace / (1 - 0.8**3) + 0.2 * second / (1 - 0.8**2)
+    matrix = orthogonalized(ahead.reshape(45, 4))
+    expected = -0.05 * matrix.reshape(3, 3, 5, 4)
+    np.testing.assert_allclose(updates["deep"]["kernel"], expected, atol=2e-4)
+
+
 def assert_close(got, expected):
     """Within 2e-5: Adam's 1 - 0.999^t, in float32, is off by up to 6e-5 of itself."""
     assert got.keys() == expected.keys()
@@ -81,7 +128,7 @@ def assert_close(got, expected):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.2])
-@pytest.mark.parametrize("method", optimizers.METHODS)
+@pytest.mark.parametrize("method", ["adam", "adamw", "sgd"])
 def test_steps_by_hand_and_decay_of_kernels_only(method, decay):
     config = OptimizerConfig(method=method, learning_rate=0.1, weight_decay=decay)
     for got, expected in zip(moved(config), by_hand(method, decay), strict=True):
@@ -93,7 +140,7 @@ def test_momentum():
     assert_close(moved(config)[-1], by_hand("sgd", momentum=0.0)[-1])
 
 
-@pytest.mark.parametrize("method", optimizers.METHODS)
+@pytest.mark.parametrize("method", ["adam", "adamw", "sgd"])
 def test_learning_rate_follows_the_schedule(method):
     config = OptimizerConfig(
         method=method, learning_rate=0.4, schedule="step", step_boundaries=(1, 2)
@@ -155,7 +202,7 @@ def test_group_rates_multiply_and_zero_freezes():
         np.testing.assert_allclose(got[path], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", optimizers.METHODS)
+@pytest.mark.parametrize("method", ["adam", "adamw", "sgd"])
 def test_frozen_groups_do_not_move_at_all(method):
     config = OptimizerConfig(
         method=method,

@@ -37,7 +37,7 @@ class CGD(nn.Module):
       descriptors: letters S (SPoC), M (MAC), G (GeM), none twice; the first carries the
         classifier.
       dim: length of the embedding; "A" and "C" with "concat" give each of the n
-        descriptors `dim / n` of it.
+        descriptors `dim / n` of it. 0: the descriptors as they are, without the W_i.
       architecture: "C", "A" or "B".
       combine: "concat" or, for "C" only, "sum" (each branch then has `dim`).
       num_classes: classes of the training set, or None for no classifier.
@@ -123,6 +123,8 @@ class CGD(nn.Module):
         return layers.l2_normalize(combined), learners, unnormalized
 
     def _project(self, descriptor, width, name):
+        if not width:
+            return descriptor
         return nn.Dense(
             width, use_bias=False, precision=lax.Precision.HIGHEST, name=name
         )(descriptor)
@@ -180,7 +182,7 @@ def _check(head):
 def _check_numbers(head):
     count = len(head.descriptors)
     divided = head.architecture != "B" and head.combine == "concat"
-    if head.dim < 1 or (divided and head.dim % count):
+    if head.dim < 0 or (divided and head.dim % count):
         nearest = max(1, round(head.dim / count)) * count
         raise InputError(
             f"dim is {head.dim}, which {count} descriptors cannot share equally; "

@@ -24,7 +24,7 @@ class ModelConfig:
       whole: channels of the ConvNet's convolution over the whole map, see `ConvNet`.
       descriptors: global descriptors out of S (SPoC), M (MAC), G (GeM); one letter is
         the plain pooling and linear map.
-      dim: length of the embedding.
+      dim: length of the embedding; 0: that of the descriptors, see `CGD`.
       architecture: how CGD combines descriptors, "C", "A" or "B".
       combine: "concat" or "sum".
       gem_p: GeM's exponent, >= 1.

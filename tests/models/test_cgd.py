@@ -261,6 +261,23 @@ def test_descriptors_share_the_same_number_of_parameters(descriptors, architectu
     assert cost.count_parameters(variables) == 2048 * 1536
 
 
+@pytest.mark.parametrize("architecture", ["B", "C"])
+def test_dim_zero_takes_the_descriptors_as_they_are(architecture):
+    images = _images()
+    module, variables = _made(
+        images, descriptors="SM", dim=0, architecture=architecture
+    )
+    assert not any(name.startswith("fc") for name in variables["params"])
+    output = module.apply(variables, images)
+    raw = [
+        reference.generalized_mean(output.features, p=power) for power in (1.0, np.inf)
+    ]
+    if architecture == "C":
+        raw = [reference.l2_normalize(descriptor) for descriptor in raw]
+    expected = reference.l2_normalize(np.concatenate(raw, axis=1))
+    np.testing.assert_allclose(output.embedding, expected, rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -269,8 +286,8 @@ def test_descriptors_share_the_same_number_of_parameters(descriptors, architectu
         ({"descriptors": ""}, "it must be letters out of"),
         ({"descriptors": "MM"}, "only once"),
         ({"descriptors": "SMG", "dim": 1000}, "set it to 999"),
-        ({"dim": 0}, "set it to 2"),
-        ({"dim": 0, "architecture": "B"}, "dim is 0"),
+        ({"dim": -1}, "set it to 2"),
+        ({"dim": -1, "architecture": "B"}, "dim is -1"),
         ({"architecture": "D"}, "must be 'C', 'A' or 'B'"),
         ({"combine": "mean"}, "must be 'concat' or 'sum'"),
         ({"combine": "sum", "architecture": "A"}, "belongs to architecture 'C'"),
