@@ -202,7 +202,7 @@ def test_group_rates_multiply_and_zero_freezes():
         np.testing.assert_allclose(got[path], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("method", optimizers.METHODS)
 def test_frozen_groups_do_not_move_at_all(method):
     config = OptimizerConfig(
         method=method,
