@@ -1,11 +1,13 @@
 """Losses: pure functions of arrays. No Flax, no state, no normalising of embeddings."""
 
+from metricjax.losses import embedding_expansion
 from metricjax.losses.classification import softmax_cross_entropy
 from metricjax.losses.contrastive import contrastive
 from metricjax.losses.divergence import divergence
 from metricjax.losses.hierarchical import Level, hierarchical_proxy
 from metricjax.losses.lifted_structure import lifted_structure
 from metricjax.losses.multi_similarity import multi_similarity
+from metricjax.losses.n_pair import n_pair
 from metricjax.losses.pairwise import Tiling
 from metricjax.losses.proxies import proxy_anchor, proxy_nca
 from metricjax.losses.triplet import triplet
@@ -15,9 +17,11 @@ __all__ = [
     "Tiling",
     "contrastive",
     "divergence",
+    "embedding_expansion",
     "hierarchical_proxy",
     "lifted_structure",
     "multi_similarity",
+    "n_pair",
     "proxy_anchor",
     "proxy_nca",
     "softmax_cross_entropy",
