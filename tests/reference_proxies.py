@@ -4,12 +4,17 @@ import numpy as np
 import reference
 
 
-def proxy_nca(embeddings, labels, proxies, temperature=1 / 9, include_positive=True):
+def proxy_nca(
+    embeddings, labels, proxies, temperature=1 / 9, include_positive=True, margin=0.0
+):
     """Squared Euclidean distances to unit proxies, one image at a time."""
     proxies = reference.l2_normalize(np.asarray(proxies, np.float64))
     total = 0.0
     for embedding, label in zip(embeddings, labels, strict=True):
-        closeness = np.exp(-((embedding - proxies) ** 2).sum(axis=1) / temperature)
+        # Twice a margin of similarity is one of squared distance.
+        moved = 2.0 * margin * (np.arange(len(proxies)) == label)
+        squares = ((embedding - proxies) ** 2).sum(axis=1) + moved
+        closeness = np.exp(-squares / temperature)
         compared = closeness.sum() - (0.0 if include_positive else closeness[label])
         total -= np.log(closeness[label] / compared)
     return total / len(labels)

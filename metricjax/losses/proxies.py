@@ -16,6 +16,7 @@ def proxy_nca(
     *,
     temperature: float = 1 / 9,
     include_positive: bool = True,
+    margin: float = 0.0,
     tiling: pairwise.Tiling = pairwise.Tiling(),
 ) -> Float[Array, ""]:
     """Proxy-NCA: every image against the proxies of all classes.
@@ -24,6 +25,9 @@ def proxy_nca(
     squared Euclidean distance to the proxy made unit, T the temperature, and z over all
     classes (Proxy-NCA++) or, without `include_positive`, over the others than y_i (the
     first form, which can fall below 0).
+
+    With a margin the own similarity counts for `margin` less, in numerator and
+    denominator: with T = 2 / s the softmax over `s cos` of CosFace.
 
     As `d = |x_i|^2 + 1 - 2 x_i . p_z`, whose first two terms are the same for all z and
     leave the quotient, the products are all that is computed.
@@ -34,6 +38,7 @@ def proxy_nca(
       proxies: [c, d], of any length: made unit here.
       temperature: T, above 0. 1/9 is what a scale of 3 on both sides means.
       include_positive: whether the own proxy is in the denominator.
+      margin: in units of the similarity, at least 0.
       tiling: memory and precision, see `pairwise.Tiling`; blocks are of images.
 
     Returns:
@@ -41,15 +46,18 @@ def proxy_nca(
       known while the program runs, takes its image out of the mean.
 
     Raises:
-      InputError: a temperature that is not above 0, a label out of range, a single
-        proxy without `include_positive`, or shapes and types that do not fit.
+      InputError: a temperature that is not above 0, a negative margin, a label out of
+        range, a single proxy without `include_positive`, or shapes and types that do
+        not fit.
 
     Source: Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies"
     (arXiv 1703.07464), without `include_positive`; Teh et al., "ProxyNCA++" (arXiv
-    2004.01113), with it.
+    2004.01113), with it; Wang et al., "CosFace" (arXiv 1801.09414), the margin.
     """
     if temperature <= 0:
         raise InputError(f"temperature must be above 0, but it is {temperature}.")
+    if margin < 0:
+        raise InputError(f"margin must be 0 or more, but it is {margin}.")
     labels, proxies = _checked(embeddings, labels, proxies)
     if not include_positive and len(proxies) < 2:
         raise InputError(
@@ -58,6 +66,8 @@ def proxy_nca(
         )
 
     def anchor(similarities, own, others):
+        if margin:
+            similarities -= margin * own
         scores = similarities * (2.0 / temperature)
         compared = own | others if include_positive else others
         score = jnp.sum(jnp.where(own, scores, 0.0))

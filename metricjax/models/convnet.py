@@ -21,8 +21,8 @@ class ConvNet(nn.Module):
       widths: channels of the stem and of each stage.
       depth: residual convolutions of a stage.
       whole: channels of a last convolution as large as the map, [b, 1, 1, whole], so
-        that it counts where in the image a stroke lies; pooling then leaves it as it
-        is. 0: none.
+        that it counts where in the image a stroke lies; normalised and nothing more, as
+        pooling leaves it as it is. 0: none.
       dtype: type of computation.
       frozen_bn: see `layers.BatchNorm`.
     """
@@ -64,5 +64,5 @@ class ConvNet(nn.Module):
         if self.whole:
             flat = features.reshape(len(features), 1, 1, -1)
             features = conv(self.whole, 1, name="whole")(flat)
-            features = nn.relu(norm(name="whole_bn")(features, train))
+            features = norm(name="whole_bn")(features, train)
         return features

@@ -23,6 +23,7 @@ VARIANTS = {
     "nca": ("nca", {}),
     "nca, first form": ("nca", {"include_positive": False}),
     "nca, warm": ("nca", {"temperature": 1.0}),
+    "nca, margin": ("nca", {"temperature": 1 / 8, "margin": 0.1}),
     "nca, warm first form": ("nca", {"temperature": 0.5, "include_positive": False}),
     "anchor": ("anchor", {}),
     "anchor, soft": ("anchor", {"scale": 4.0, "margin": 0.0}),
@@ -439,6 +440,7 @@ def test_entry_checks(name, sentence, labels, proxies):
         ("temperature must be above 0, but it is 0", proxy_nca, {"temperature": 0.0}),
         ("temperature must be above 0, .* -1", proxy_nca, {"temperature": -1.0}),
         ("margin must be 0 or more, but it is -0.1", proxy_anchor, {"margin": -0.1}),
+        ("margin must be 0 or more, but it is -0.2", proxy_nca, {"margin": -0.2}),
         ("scale must be above 0, but it is 0", proxy_anchor, {"scale": 0.0}),
     ],
 )

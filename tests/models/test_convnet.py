@@ -31,13 +31,15 @@ def features_by_hand(images, variables, stages, depth, whole):
     to64 = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
     params, averages = to64["params"], to64["batch_stats"]
 
-    def block(x, conv, norm, strides):
+    def normalized(x, conv, norm, strides):
         kernel = params[conv]["kernel"]
         x = reference.convolve(x, kernel, strides, kernel.shape[0] // 2)
         settings = params[norm] | averages[norm]
         order = ("scale", "bias", "mean", "var")
-        x = reference.batch_norm(x, *(settings[name] for name in order))
-        return np.maximum(x, 0.0)
+        return reference.batch_norm(x, *(settings[name] for name in order))
+
+    def block(*args):
+        return np.maximum(normalized(*args), 0.0)
 
     x = block(images, "stem", "stem_bn", 2)
     for stage in range(stages):
@@ -47,7 +49,7 @@ def features_by_hand(images, variables, stages, depth, whole):
             x = x + block(x, name, f"{name}_bn", 1)
     if whole:
         # A kernel as large as the map, which it meets once.
-        x = block(x.reshape(len(x), 1, 1, -1), "whole", "whole_bn", 1)
+        x = normalized(x.reshape(len(x), 1, 1, -1), "whole", "whole_bn", 1)
     return x
 
 
