@@ -18,9 +18,13 @@ from jaxtyping import Array, Float, Int
 
 from metricjax import hierarchy
 from metricjax.errors import InputError
-from metricjax.losses import pairwise
-from metricjax.losses.hierarchical import Level, hierarchical_proxy
-from metricjax.losses.proxies import proxy_anchor, proxy_nca
+from metricjax.losses import (
+    Level,
+    Tiling,
+    hierarchical_proxy,
+    proxy_anchor,
+    proxy_nca,
+)
 
 CHOICES = {
     "base": ("proxy_anchor", "proxy_nca"),
@@ -180,7 +184,7 @@ def value(
     labels: Int[Array, " b"],
     proxies: Mapping[str, Array],
     state: Mapping[str, Array],
-    tiling: pairwise.Tiling,
+    tiling: Tiling,
 ) -> Float[Array, ""]:
     """The loss of a batch; until the groups are made, that of the finest level."""
     levels = [Level(proxies["fine"])]

@@ -11,9 +11,7 @@ from jaxtyping import Array, Float, Int
 from metricjax import levels, losses
 from metricjax.errors import InputError
 from metricjax.levels import HierarchicalProxy
-from metricjax.losses import pairwise
-from metricjax.losses.divergence import divergence
-from metricjax.losses.proxies import proxy_anchor, proxy_nca
+from metricjax.losses import embedding_expansion
 from metricjax.memory import Memory
 from metricjax.models.output import Output
 
@@ -33,7 +31,7 @@ class Inputs(NamedTuple):
     labels: Int[Array, " b"]
     proxies: Mapping[str, Array]
     state: Mapping[str, Array]
-    tiling: pairwise.Tiling
+    tiling: losses.Tiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +108,12 @@ def _pairs(loss, options, which="unit", memory=True, **described) -> Loss:
     )
 
 
+def _expanded(loss, options, which="unit") -> Loss:
+    """A pair loss of embedding expansion: of the rows (2t, 2t + 1) of a batch alone."""
+    options = {"points": 2, "normalize": True, **options}
+    return _pairs(loss, options, which, memory=False, instances=2)
+
+
 def _softmax(inputs: Inputs, **options):
     if inputs.output.logits is None:
         raise InputError(
@@ -125,7 +129,7 @@ def _divergence(inputs: Inputs, **options):
             "The divergence loss pushes learners apart, but this model has none: leave "
             "the loss out, or choose a model with learners."
         )
-    return divergence(inputs.output.learners, **options)
+    return losses.divergence(inputs.output.learners, **options)
 
 
 def _to_proxies(loss):
@@ -191,18 +195,19 @@ LOSSES: dict[str, Loss] = {
         {"margin": 0.1, "mining": "hard", "squared": False, "soft": False},
         choices={"mining": ("hard", "all", "semihard")},
     ),
+    "n_pair": _pairs(losses.n_pair, {"l2_weight": 0.0}, "unnormalized"),
     "lifted_structure": _pairs(losses.lifted_structure, {"margin": 1.0}),
     "multi_similarity": _pairs(
         losses.multi_similarity,
         {"alpha": 2.0, "beta": 50.0, "base": 0.5, "epsilon": 0.1},
     ),
     "proxy_nca": Loss(
-        _to_proxies(proxy_nca),
-        {"temperature": 1 / 9, "include_positive": True},
+        _to_proxies(losses.proxy_nca),
+        {"temperature": 1 / 9, "include_positive": True, "margin": 0.0},
         proxies=_proxies_of("proxy_nca"),
     ),
     "proxy_anchor": Loss(
-        _to_proxies(proxy_anchor),
+        _to_proxies(losses.proxy_anchor),
         {"margin": 0.1, "scale": 32.0},
         proxies=_proxies_of("proxy_anchor"),
     ),
@@ -213,6 +218,22 @@ LOSSES: dict[str, Loss] = {
         proxies=_hierarchical_proxies,
         state=_hierarchical_state,
         check=HierarchicalProxy,
+    ),
+    "ee_triplet": _expanded(embedding_expansion.triplet, {"margin": 0.1}),
+    "ee_hphn_triplet": _expanded(
+        embedding_expansion.hphn_triplet, {"margin": 1e-5, "soft": False}
+    ),
+    "ee_n_pair": _expanded(
+        embedding_expansion.n_pair,
+        {"l2_weight": 0.0, "normalize": False},
+        which="unnormalized",
+    ),
+    "ee_lifted_structure": _expanded(
+        embedding_expansion.lifted_structure, {"margin": 1.0}
+    ),
+    "ee_multi_similarity": _expanded(
+        embedding_expansion.multi_similarity,
+        {"alpha": 2.0, "beta": 50.0, "base": 0.5},
     ),
     "divergence": Loss(
         _divergence,

@@ -15,6 +15,7 @@ from metricjax.config import (
     to_dict,
 )
 from metricjax.errors import InputError
+from metricjax.loss_terms import LOSSES
 
 
 def config_with(**settings):
@@ -69,6 +70,33 @@ def test_round_trip_through_json():
         }
     }
     assert isinstance(config.optimizer.clip_norm, float)
+
+
+def test_terms_with_words_and_tuples_survive_json():
+    tree = config_with(
+        steps=500,
+        objective__memory__size=256,
+        objective__terms=terms(
+            contrastive={"reduction": "nonzero"},
+            hierarchical_proxy={"clusters": (20, 5), "level_weights": [1, 0.2, 0.1]},
+        ),
+    )
+    config = from_config_dict(tree)
+    options = config.objective.terms["hierarchical_proxy"].options
+    assert options["level_weights"] == (1.0, 0.2, 0.1)
+    assert isinstance(options["level_weights"][0], float)
+    kept = json.loads(json.dumps(to_dict(config)))
+    assert kept["objective"]["terms"]["hierarchical_proxy"]["clusters"] == [20, 5]
+    assert kept["objective"]["terms"]["contrastive"]["reduction"] == "nonzero"
+    assert kept["objective"]["memory"]["size"] == 256
+    assert from_config_dict(kept) == config
+
+
+def test_every_loss_can_be_named_with_its_defaults():
+    for name, loss in LOSSES.items():
+        options = terms(**{name: {}})
+        config = from_config_dict(config_with(objective__terms=options))
+        assert config.objective.terms[name].options == dict(loss.options)
 
 
 def test_the_defaults_list_every_setting():
@@ -142,6 +170,55 @@ def test_the_defaults_list_every_setting():
             {"objective__terms": {"triplet": {"weight": 0.0}}},
             ["objective.terms", "weight other than 0"],
         ),
+        (
+            {"objective__terms": {"triplet": {"mining": "hardest"}}},
+            ["config.objective.terms.triplet.mining is 'hardest'", "'hard'", "all"],
+        ),
+        (
+            {"objective__terms": {"triplet": {"mining": 1}}},
+            ["config.objective.terms.triplet.mining is 1", "str"],
+        ),
+        (
+            {"objective__terms": {"hierarchical_proxy": {"clusters": 5}}},
+            ["config.objective.terms.hierarchical_proxy.clusters is 5", "tuple"],
+        ),
+        (
+            {"objective__terms": {"hierarchical_proxy": {"clusters": (5.0,)}}},
+            ["terms.hierarchical_proxy.clusters[0] is 5.0", "int"],
+        ),
+        (
+            {"objective__terms": {"hierarchical_proxy": {"clusters": (1,)}}},
+            ["hierarchical_proxy.clusters is (1,)", "2 or more"],
+        ),
+        (
+            {"objective__terms": {"hierarchical_proxy": {"warmup": 1000}}},
+            ["hierarchical_proxy.warmup is 1000", "1000 steps"],
+        ),
+        (
+            {
+                "objective__terms": {"ee_triplet": {}},
+                "instances_per_class": 3,
+                "batch_size": 126,
+            },
+            ["config.instances_per_class is 3", "ee_triplet", "even number"],
+        ),
+        (
+            {"objective__terms": {"n_pair": {}}, "instances_per_class": 1},
+            ["config.instances_per_class is 1", "n_pair", "2 or more"],
+        ),
+        (
+            {"objective__memory__size": 100},
+            ["config.objective.memory.size is 100", "128"],
+        ),
+        ({"objective__memory__size": -1}, ["objective.memory.size is -1", "0 or more"]),
+        (
+            {"objective__memory__size": 256, "objective__memory__start_step": 1000},
+            ["config.objective.memory.start_step is 1000", "1000 steps"],
+        ),
+        (
+            {"objective__memory__size": 256, "objective__terms": {"softmax": {}}},
+            ["objective.memory.size is 256", "no loss", "triplet"],
+        ),
     ],
 )
 def test_refused_in_one_sentence(settings, words):
@@ -197,6 +274,18 @@ def test_terms_fill_in_what_is_not_named():
         "squared": False,
         "soft": False,
     }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective__terms": {"softmax": {}}},
+        {"objective__terms": {"proxy_anchor": {}}},
+        {"objective__terms": {"triplet": {}}, "objective__memory__size": 256},
+    ],
+)
+def test_single_images_of_a_class_do_where_nothing_is_missing(settings):
+    from_config_dict(config_with(instances_per_class=1, **settings))
 
 
 def test_variants():

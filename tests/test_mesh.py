@@ -1,5 +1,10 @@
 """Devices and hosts: meshes, global batches in, host values out."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +75,51 @@ def test_to_host_gives_numpy_of_the_same_tree():
         assert isinstance(got, np.ndarray) and got.dtype == expected.dtype
         np.testing.assert_array_equal(got, expected)
     assert isinstance(mesh.to_host(jnp.float32(1.0)), np.ndarray)
+
+
+def test_same_everywhere_is_replicated():
+    devices = mesh.make_mesh()
+    tree = mesh.same_everywhere(devices, {"a": np.arange(3), "b": np.bool_(True)})
+    for array in tree.values():
+        assert array.sharding == mesh.replicated(devices)
+    np.testing.assert_array_equal(tree["a"], np.arange(3))
+
+
+TWO_HOSTS = """
+import jax, numpy as np
+from metricjax import mesh
+mesh.connect_hosts()
+own = np.arange(3) + 10 * jax.process_index()
+tree = mesh.same_everywhere(mesh.make_mesh(), {"a": own, "b": np.bool_(own[0] > 0)})
+print(jax.process_count(), mesh.to_host(tree)["a"].tolist(), bool(tree["b"]))
+"""
+
+
+def test_same_everywhere_is_what_the_first_host_has():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_HOSTS],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ
+            | {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(number),
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            },
+        )
+        for number in range(2)
+    ]
+    try:
+        said = [host.communicate(timeout=120)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert said == ["2 [0, 1, 2] False\n"] * 2
 
 
 @pytest.mark.parametrize(

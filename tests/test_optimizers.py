@@ -202,6 +202,22 @@ def test_group_rates_multiply_and_zero_freezes():
         np.testing.assert_allclose(got[path], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("named", "rate"), [({}, 100.0), ({"proxies": 3.0}, 3.0)])
+def test_proxies_learn_a_hundred_times_as_fast_unless_it_is_said(named, rate):
+    params = {"head": {"kernel": jnp.ones((2, 3))}, "proxies": {"a": jnp.ones((4, 3))}}
+    config = OptimizerConfig(method="sgd", learning_rate=0.01, group_rates=named)
+    optimizer = optimizers.build(config, 10, params)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["head"]["kernel"], -0.01, rtol=1e-6)
+    np.testing.assert_allclose(updates["proxies"]["a"], -0.01 * rate, rtol=1e-6)
+
+
+def test_a_rate_of_proxies_where_there_are_none():
+    """The default config names it, whatever is minimised."""
+    config = OptimizerConfig(group_rates={"backbone": 0.5, "proxies": 100.0})
+    optimizers.build(config, 10, PARAMETERS)
+
+
 @pytest.mark.parametrize("method", optimizers.METHODS)
 def test_frozen_groups_do_not_move_at_all(method):
     config = OptimizerConfig(

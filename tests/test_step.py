@@ -10,11 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from metricjax import mesh, models, optimizers
+from metricjax import levels, mesh, models, optimizers
+from metricjax.checkpoints import Checkpoints
 from metricjax.data.transforms import TransformConfig
 from metricjax.levels import Classes
 from metricjax.memory import MemoryConfig
-from metricjax.objectives import Losses, ObjectiveConfig, Term
+from metricjax.objectives import Losses, ObjectiveConfig, Term, check_gradients
 from metricjax.optimizers import OptimizerConfig
 from metricjax.step import (
     init_params,
@@ -58,7 +59,9 @@ class Setup:
         settings = dataclasses.replace(MODEL, **model)
         memory = MemoryConfig(memory, start_step=1)
         config = ObjectiveConfig(terms, block_size, memory=memory)
-        optimizer = OptimizerConfig(method="sgd", learning_rate=0.1)
+        optimizer = OptimizerConfig(
+            method="sgd", learning_rate=0.1, group_rates={"proxies": 2.0}
+        )
         self.model = models.build(settings, CLASSES if config.classifies else None)
         output = output_shapes(self.model, TRANSFORM.shape, 16)
         self.losses = Losses(config, Classes(CLASSES, CATEGORIES), output)
@@ -67,7 +70,12 @@ class Setup:
         self.step = make_train_step(
             self.model, self.optimizer, config, TRANSFORM, devices
         )
-        self.run = jax.jit(self.step, donate_argnums=donate, compiler_options=QUICK)
+        self.run = jax.jit(
+            self.step,
+            out_shardings=None if devices is None else mesh.replicated(devices),
+            donate_argnums=donate,
+            compiler_options=QUICK,
+        )
 
     def init(self):
         return init_state(self.model, self.optimizer, TRANSFORM.shape, KEY, self.losses)
@@ -76,9 +84,12 @@ class Setup:
         """As `init`, with kernels drawn by numpy, which need no compiling."""
         rng = np.random.default_rng(0)
 
+        def zeros(leaf):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+
         def draw(path, leaf):
             kind = path[-1].key
-            if kind == "kernel":
+            if kind == "kernel" or path[0].key == "proxies":
                 return jnp.asarray(0.2 * rng.normal(size=leaf.shape), leaf.dtype)
             return jnp.full(leaf.shape, float(kind in ("scale", "var")), leaf.dtype)
 
@@ -87,9 +98,8 @@ class Setup:
             step=jnp.int32(0),
             params=jax.tree.map_with_path(draw, state.params),
             batch_stats=jax.tree.map_with_path(draw, state.batch_stats),
-            opt_state=jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.opt_state
-            ),
+            opt_state=jax.tree.map(zeros, state.opt_state),
+            objective=jax.tree.map(zeros, state.objective),
         )
 
 
@@ -193,6 +203,15 @@ def test_randomness_depends_on_key_and_step(setup, start, two_steps):
     assert keyed != first and later[1]["loss"][0] != first
 
 
+def assert_near(got, expected):
+    """States within 2e-5 of the largest entry of every array."""
+    for mine, theirs in zip(
+        jax.tree.leaves(mesh.to_host(got)), jax.tree.leaves(expected), strict=True
+    ):
+        bound = 2e-5 * float(np.abs(theirs).max())
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=bound)
+
+
 @pytest.mark.parametrize(
     ("count", "block_size"),
     [
@@ -220,15 +239,147 @@ def test_devices_equal_one(count, block_size, start, two_steps):
         for name in METRICS:
             expected = float(two_steps[seed][1][name][0])
             assert float(metrics[name][0]) == pytest.approx(expected, rel=1e-5), name
-    got = mesh.to_host((state.variables, state.opt_state))
-    expected = two_steps[1][0]
-    for mine, theirs in zip(
-        jax.tree.leaves(got),
-        jax.tree.leaves((expected.variables, expected.opt_state)),
-        strict=True,
+    assert_near(state, two_steps[1][0])
+
+
+# Losses with parameters, with groups that are made between steps, with a memory.
+KEEPING = {
+    "multi_similarity": Term(1.0, {"beta": 4.0}),
+    "n_pair": Term(0.5),
+    "proxy_nca": Term(0.5, {"temperature": 1.0}),
+    "hierarchical_proxy": Term(
+        1.0, {"scale": 4.0, "clusters": (3, 2), "level_weights": (1.0, 0.5, 0.2)}
+    ),
+}
+# The mean pools without the kinks of a maximum, which rounding would push over.
+SMALL = {"memory": 24, "descriptors": "S", **STEM}
+
+
+def regrouped(setup, state, step):
+    """The state with the classes grouped, as a run does it between steps."""
+    name = "hierarchical_proxy"
+    proxies, carried = mesh.to_host((state.proxies[name], state.objective[name]))
+    config = setup.losses.config.hierarchy
+    found = levels.regroup(config, proxies, carried, None, 0, step)
+    coarse, carried = jax.tree.map(jnp.asarray, found)
+    return state.with_losses(
+        {**state.proxies, name: {**state.proxies[name], **coarse}},
+        {**state.objective, name: carried},
+    )
+
+
+@pytest.fixture(scope="module")
+def keeping():
+    return Setup(terms=KEEPING, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def kept(keeping):
+    """States and metrics: before any step, after one, after two more with groups."""
+    state = keeping.start()
+    history = [(state, {})]
+    for seed in range(3):
+        state, metrics = keeping.run(state, images(seed=seed), KEY)
+        history.append((state, metrics))
+        if seed == 0:
+            state = regrouped(keeping, state, step=1)
+            history[-1] = (state, metrics)
+    return history
+
+
+def test_parameters_of_losses_learn(kept):
+    """All of them, coarse ones from the first groups on; none is the model's."""
+    (start, _), (first, _), (second, _), _ = kept
+    assert start.proxies.keys() == {"proxy_nca", "hierarchical_proxy"}
+    assert "proxies" not in start.variables["params"]
+    assert start.trained["params"]["proxies"] is start.proxies
+    for before, after in zip(
+        jax.tree.leaves(first.proxies), jax.tree.leaves(second.proxies), strict=True
     ):
-        bound = 2e-5 * float(np.abs(theirs).max())
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=bound)
+        assert np.all(np.any(before != after, axis=1))
+
+
+def test_gradients_of_loss_parameters_are_reported(kept):
+    names = {"fine", "coarse1", "coarse2"}
+    names = {f"gradient_norm_hierarchical_proxy_{name}" for name in names}
+    names |= {"gradient_norm_proxy_nca_proxies"}
+    for number in (1, 2, 3):
+        metrics = kept[number][1]
+        assert {name for name in metrics if name.startswith("gradient_norm_")} == names
+        for name in names:
+            norm, counts = (float(x) for x in metrics[name])
+            waiting = number == 1 and "coarse" in name
+            assert (norm > 0, counts) == ((False, 0) if waiting else (True, 1)), name
+        check_gradients(mesh.to_host(metrics))
+    (first, _), (second, metrics) = kept[1], kept[2]
+    moved = (
+        first.proxies["proxy_nca"]["proxies"] - second.proxies["proxy_nca"]["proxies"]
+    )
+    # Momentum: the second step goes on with 0.9 of the first.
+    start = kept[0][0].proxies["proxy_nca"]["proxies"]
+    before = start - first.proxies["proxy_nca"]["proxies"]
+    slope = (moved - 0.9 * before) / (2.0 * 0.1)
+    norm = metrics["gradient_norm_proxy_nca_proxies"][0]
+    assert norm == pytest.approx(float(jnp.linalg.norm(slope)), rel=1e-4)
+
+
+def test_the_memory_counts_from_its_start_step(kept):
+    for number in (1, 2, 3):
+        value, counts = kept[number][1]["multi_similarity_memory"]
+        assert (value > 0, counts) == ((False, 0) if number == 1 else (True, 1))
+    memory = kept[2][0].objective["memory"]
+    assert int(memory.filled) == 24 and int(memory.position) == 8
+    assert set(memory.rows) == {"unit", "unnormalized"}
+    assert memory.rows["unit"].shape == (24, 1, 12)
+
+
+def test_steps_of_losses_that_keep_something_go_on_after_a_restart(
+    keeping, kept, tmp_path
+):
+    """To the bit: proxies, their momentum, groups and memory are in the checkpoint."""
+    state = kept[1][0]
+    with Checkpoints(tmp_path / "checkpoints", "map@r") as checkpoints:
+        checkpoints.save(1, state, None)
+        checkpoints.wait()
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                jnp.shape(x),
+                jnp.result_type(x),
+                sharding=mesh.replicated(mesh.make_mesh(jax.devices()[:1])),
+            ),
+            keeping.start(),
+        )
+        step, state = checkpoints.restore_latest(abstract, print)
+    assert step == 1
+    for number in (2, 3):
+        state, metrics = keeping.run(state, images(seed=number - 1), KEY)
+        chex.assert_trees_all_equal(state, kept[number][0])
+        chex.assert_trees_all_equal(metrics, kept[number][1])
+
+
+@pytest.mark.parametrize(
+    ("count", "block_size"),
+    [
+        (1, 6),
+        (2, None),
+        pytest.param(2, 3, marks=pytest.mark.slow),
+        pytest.param(4, None, marks=pytest.mark.slow),
+        pytest.param(4, 6, marks=pytest.mark.slow),
+        pytest.param(8, None, marks=pytest.mark.slow),
+        (8, 2),
+    ],
+)
+def test_devices_equal_one_with_proxies_groups_and_memory(count, block_size, kept):
+    devices = mesh.make_mesh(jax.devices()[:count])
+    setup = Setup(block_size, KEEPING, devices=devices, **SMALL)
+    state = jax.device_put(kept[1][0], mesh.replicated(devices))
+    for number in (2, 3):
+        batch = mesh.global_batch(devices, images(seed=number - 1))
+        state, metrics = setup.run(state, batch, KEY)
+        for name, (total, _) in kept[number][1].items():
+            expected = float(total)
+            assert float(metrics[name][0]) == pytest.approx(expected, rel=2e-5), name
+    assert_near(state, kept[3][0])
 
 
 def test_frozen_normalisation_leaves_the_backbones_statistics_alone():
