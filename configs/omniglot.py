@@ -41,15 +41,14 @@ def get_config():
     config.model.widths = (32, 64, 128)
     config.model.whole = 512
     config.model.descriptors = "S"
-    config.model.dim = 256
+    config.model.dim = 0
 
-    config.objective.terms = terms(
-        triplet={"margin": 0.4},
-        softmax={"temperature": 2.0, "label_smoothing": 0.1},
-    )
+    # A softmax over 16 (cos - 0.1 for the own class).
+    config.objective.terms = terms(proxy_nca={"temperature": 1 / 8, "margin": 0.1})
 
-    config.optimizer.method = "adamw"
+    config.optimizer.method = "muon"
     config.optimizer.learning_rate = 6e-3
+    config.optimizer.group_rates = {"backbone": 1.0, "proxies": 28.0}
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 1e-4
