@@ -235,7 +235,7 @@ class Run:
         say(f"model: {parameters / 1e6:.2f} M parameters")
         proxies = count_parameters(self.abstract_state.proxies)
         if proxies:
-            say(f"proxies: {proxies / 1e6:.2f} M parameters")
+            say(f"proxies: {proxies:,} parameters")
         devices, kind = self.mesh.size, self.mesh.devices.flat[0].platform
         classes = config.batch_size // config.instances_per_class
         say(

@@ -335,6 +335,40 @@ def test_asked_to_stop(tiny, tmp_path, name):
     go_on(tiny, workdir, {step})
 
 
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory):
+    """A run with proxies, groups of classes and a memory."""
+    directory = tmp_path_factory.mktemp("keeping")
+    return tiny_module.Tiny(directory, config=tiny_module.KEEPING)
+
+
+@pytest.mark.slow
+def test_a_run_with_proxies_groups_and_a_memory(keeping):
+    """The groups are made before steps 9, 18 and 27, the memory counts from step 5."""
+    train = {line["step"]: line for line in lines_of(keeping.finished, "train")}
+    assert "proxies: 96 parameters" in keeping.said.splitlines()
+    for step, line in train.items():
+        assert (line["contrastive_memory"] > 0) == (step > 4)
+        assert line["gradient_norm_hierarchical_proxy_fine"] > 0
+        assert (line["gradient_norm_hierarchical_proxy_coarse1"] > 0) == (step > 8)
+        expected = line["contrastive"] + line["contrastive_memory"]
+        expected += line["hierarchical_proxy"]
+        assert line["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [8, 10, 17, 25])
+def test_such_a_run_is_killed(keeping, tmp_path, step):
+    """Before and after groups were made: a run makes again those it had not saved."""
+    workdir = tmp_path / "run"
+    every = ["checkpoint_every=1"] if step in (8, 17) else []
+    killed = keeping.run(
+        workdir, *every, before=send("SIGKILL", SAVE.format(step, "written"))
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    go_on(keeping, workdir, {step})
+
+
 @pytest.mark.slow
 def test_a_checkpoint_cut_short_after_a_kill(tiny, tmp_path):
     workdir = tmp_path / "run"

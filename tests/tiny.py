@@ -39,6 +39,17 @@ def get_config():
     config.optimizer.learning_rate = 3e-2
     return config
 """
+# The same with losses that keep something: proxies, groups of classes, a memory.
+KEEPING = CONFIG.replace(
+    "terms(triplet={}, softmax={})",
+    """terms(
+        contrastive={},
+        hierarchical_proxy={"clusters": (2,), "warmup": 8, "every": 9},
+    )
+    config.objective.memory.size = 20
+    config.objective.memory.start_step = 4
+    config.optimizer.group_rates.proxies = 3.0""",
+)
 SETTINGS = {"steps": 30, "log_every": 2, "eval_every": 10, "checkpoint_every": 5}
 TRAIN, VALIDATION, TEST = 4, 3, 7
 CLASSES, IMAGES = TRAIN + VALIDATION + TEST, 6
@@ -75,14 +86,15 @@ class Tiny:
       directory: to work in.
       optimized: whether programs are compiled as they are for users; otherwise in a
         third of the time.
+      config: the text of the config file.
     """
 
-    def __init__(self, directory: Path, optimized: bool = False):
+    def __init__(self, directory: Path, optimized: bool = False, config: str = CONFIG):
         self.directory = directory
         self.optimized = optimized
         self.shapes = draw_shapes(directory / "shapes")
         self.config = directory / "tiny.py"
-        self.config.write_text(CONFIG)
+        self.config.write_text(config)
 
     def start(
         self, workdir, *overrides, before="", devices=1, inside=(), cached=True, **popen
