@@ -206,6 +206,16 @@ def value(
     )  # fmt: skip
 
 
+def check_finite(fine: np.ndarray, done: int) -> None:
+    """Raise `InputError` if the fine proxies after `done` steps cannot be grouped."""
+    if not np.isfinite(fine).all():
+        raise InputError(
+            f"the proxies of hierarchical_proxy are not finite after step {done}, so "
+            "that they cannot be grouped: lower optimizer.learning_rate or "
+            "optimizer.group_rates.proxies."
+        )
+
+
 def regroup(
     config: HierarchicalProxy,
     proxies: Mapping[str, np.ndarray],
@@ -222,12 +232,9 @@ def regroup(
 
     Returns:
       The coarse proxies and the state, as in `init_proxies` and `init_state`.
-
-    Raises:
-      InputError: the fine proxies are not finite.
     """
     fine, active = proxies["fine"], bool(state["active"])
-    learnt = [proxies[name] for name in sorted(proxies) if name != "fine"]
+    learnt = [proxies[f"coarse{level}"] for level in range(1, len(proxies))]
     if config.hierarchy == "category":
         centroids = np.asarray(hierarchy.centroids(jnp.asarray(fine), categories))
         groups = (hierarchy.Clusters(np.asarray(categories, np.int32), centroids),)

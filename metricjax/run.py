@@ -162,6 +162,7 @@ class Run:
         """
         name = "hierarchical_proxy"
         proxies, carried = mesh.to_host((state.proxies[name], state.objective[name]))
+        levels.check_finite(proxies["fine"], done)  # on all hosts, or the others wait
         coarse = {level: rows for level, rows in proxies.items() if level != "fine"}
         if jax.process_index() == 0:
             coarse, carried = levels.regroup(

@@ -218,3 +218,11 @@ def test_without_scikit_learn_it_is_told_before_the_training(monkeypatch):
     with pytest.raises(InputError, match="needs scikit-learn, install it with"):
         HierarchicalProxy(clusters=(3,)).counts(WHOLE)
     assert HierarchicalProxy(hierarchy="category").counts(WHOLE) == (3,)
+
+
+def test_proxies_that_are_not_finite_are_told():
+    fine = clouds()
+    levels.check_finite(fine, 7)
+    fine[3, 1] = np.nan
+    with pytest.raises(InputError, match="not finite after step 7"):
+        levels.check_finite(fine, 7)
