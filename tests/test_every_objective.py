@@ -29,18 +29,14 @@ SETTINGS = {
     "data.transform.shear": 0.08,
     "data.transform.shift": 0.05,
 }
-# Proxy-Anchor takes its time.
 OWN = {
     "contrastive_memory": {"objective.memory.size": 640},
-    "proxy_anchor": {"steps": 250},
     "hierarchical_proxy": {
-        "steps": 250,
         "objective.terms.hierarchical_proxy.clusters": (8,),
         "objective.terms.hierarchical_proxy.warmup": 50,
         "objective.terms.hierarchical_proxy.every": 30,
     },
     "hierarchical_proxy_categories": {
-        "steps": 250,
         "objective.terms.hierarchical_proxy.warmup": 50,
     },
 }
