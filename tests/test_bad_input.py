@@ -111,7 +111,7 @@ def test_a_batch_that_k_or_the_devices_do_not_divide(refuse):
         ("data.holdout=0", ["0", "between 0 and 1"]),
         ("data.holdout=0.9", ["Holding out 6 of 7", "smaller share"]),
         ("model.backbone=resnet5", ["'resnet5'", "resnet50"]),
-        ("model.dim=0", ["dim is 0"]),
+        ("model.dim=-2", ["dim is -2"]),
         ("data.transform.recipe=affin", ["'affin'", "affine"]),
         ("data.transform.channels=2", ["channels is 2"]),
         ("optimizer.warmup_steps=30", ["optimizer.warmup_steps is 30", "30 steps"]),

@@ -119,7 +119,9 @@ def test_same_everywhere_is_what_the_first_host_has():
     finally:
         for host in hosts:
             host.kill()
-    assert said == ["2 [0, 1, 2] False\n"] * 2
+    # Before it the hosts' transport may tell of its connections.
+    last = [text.splitlines()[-1] for text in said]
+    assert last == ["2 [0, 1, 2] False"] * 2
 
 
 @pytest.mark.parametrize(
