@@ -8,7 +8,7 @@ proxy_anchor, hierarchical_proxy (Proxy-Anchor, groups by k-means),
 hierarchical_proxy_categories (Proxy-NCA, groups are the scripts), softmax, and with
 embedding expansion ee_triplet, ee_hphn_triplet, ee_n_pair, ee_lifted_structure,
 ee_multi_similarity. They are for seeing how losses behave, not how good they can get:
-all share one learning rate, but for the N-pair losses, which need more.
+all share one learning rate, but for the N-pair losses, which bear less.
 """
 
 from metricjax.config import choose_variant, default_config, terms
@@ -84,5 +84,5 @@ def get_config(variant="multi_similarity"):
     if variant.endswith("n_pair"):
         # Two images of a class are all that it looks at.
         config.instances_per_class = 2
-        config.optimizer.learning_rate = 3e-2
+        config.optimizer.learning_rate = 3e-3
     return config

@@ -29,7 +29,10 @@ SETTINGS = {
     "data.transform.shear": 0.08,
     "data.transform.shift": 0.05,
 }
+# Fewer classes and steps bear a larger learning rate of the N-pair losses.
 OWN = {
+    "n_pair": {"optimizer.learning_rate": 3e-2},
+    "ee_n_pair": {"optimizer.learning_rate": 3e-2},
     "contrastive_memory": {"objective.memory.size": 640},
     "hierarchical_proxy": {
         "objective.terms.hierarchical_proxy.clusters": (8,),
