@@ -7,6 +7,7 @@ how much memory was needed at most. What a worker cannot do, for memory or for t
 an answer too.
 """
 
+import ctypes
 import json
 import os
 import platform
@@ -48,6 +49,8 @@ def serve(build):
         `task.result()`, a dict of numpy arrays, and `task.device_peak()`, bytes or
         None.
     """
+    spec = json.loads(sys.argv[1])
+    _end_with_parent(spec["parent"])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else is printed is not an answer
 
@@ -55,7 +58,6 @@ def serve(build):
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    spec = json.loads(sys.argv[1])
     if spec.get("memory_cap"):
         resource.setrlimit(resource.RLIMIT_AS, (spec["memory_cap"],) * 2)
     try:
@@ -66,6 +68,14 @@ def serve(build):
     except Exception as error:
         reply(error=_reason(f"{type(error).__name__}: {error}"))
         raise
+
+
+def _end_with_parent(parent):
+    """A worker that is stopped would outlive a parent that was killed."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit("the parent is gone")
 
 
 def _do(task, order):
@@ -132,7 +142,7 @@ class Worker:
     """One variant in a process of its own, stopped whenever it has nothing to do."""
 
     def __init__(self, spec, environment=None):
-        self.spec = spec
+        spec = {**spec, "parent": os.getpid()}
         self._errors = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
             [sys.executable, HERE / spec["program"], json.dumps(spec)],
@@ -141,6 +151,10 @@ class Worker:
             start_new_session=True,
         )  # fmt: skip
         self._received = b""
+
+    @property
+    def pid(self):
+        return self._process.pid
 
     def wait_ready(self, timeout=180):
         ready = self._answer(timeout)
@@ -163,7 +177,7 @@ class Worker:
 
     def _signal(self, number):
         if self._process.poll() is None:
-            os.kill(self._process.pid, number)
+            os.kill(self.pid, number)
 
     def _answer(self, timeout):
         until = time.monotonic() + timeout

@@ -63,6 +63,50 @@ def prepare(loss, labels, parent=None):
     return Classes(labels, parent=parent)
 
 
+def gather(e, rows):
+    """e[rows]; the backward pass of an embedding is the fastest there is for it.
+
+    For larger batches it is kept as it stands where compiled: the compiler would make
+    atomic additions of it. For small ones the call alone costs more than those.
+    """
+    if torch.compiler.is_compiling() and rows.numel() > 512:
+        return _gather(e, rows)
+    return functional.embedding(rows, e)
+
+
+@torch.library.custom_op("benchmark::gather", mutates_args=())
+def _gather(e: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return functional.embedding(rows, e)
+
+
+@torch.library.custom_op("benchmark::scatter", mutates_args=())
+def _scatter(slopes: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.ops.aten.embedding_dense_backward(slopes, rows, count, -1, False)
+
+
+@_gather.register_fake
+def _gathered(e, rows):
+    return e.new_empty(*rows.shape, e.shape[1])
+
+
+@_scatter.register_fake
+def _scattered(slopes, rows, count):
+    return slopes.new_empty(count, slopes.shape[-1])
+
+
+def _remember(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+    ctx.count = len(inputs[0])
+
+
+def _add_up(ctx, slopes):
+    (rows,) = ctx.saved_tensors
+    return _scatter(slopes.contiguous(), rows, ctx.count), None
+
+
+_gather.register_autograd(_add_up, setup_context=_remember)
+
+
 def same_class(classes):
     """[b, b], every image with itself among them."""
     return classes.labels[:, None] == classes.labels
@@ -79,7 +123,7 @@ def distances(e):
 
 def paired_distances(e, rows):
     """Distance of image i to image rows[i, ...], from the differences."""
-    apart = e.view(len(e), *[1] * (rows.ndim - 1), -1) - e[rows]
+    apart = e.view(len(e), *[1] * (rows.ndim - 1), -1) - gather(e, rows)
     return apart.square().sum(-1).clamp_min(1e-12).sqrt()
 
 
@@ -159,7 +203,9 @@ def triplet_semihard(e, classes, margin=0.1):
 
 
 def n_pair(e, classes):
-    products = e[classes.first] @ e[classes.second].t()
+    rows = torch.stack([classes.first, classes.second])
+    anchors, positives = gather(e, rows).unbind()
+    products = anchors @ positives.t()
     return functional.cross_entropy(
         products, torch.arange(len(products), device=e.device)
     )
@@ -175,7 +221,7 @@ def lifted_structure(e, classes, margin=1.0):
 
 def multi_similarity(e, classes, alpha=2.0, beta=50.0, base=0.5, epsilon=0.1):
     alike = e @ e.t()
-    positive = (e[:, None] * e[classes.positives]).sum(-1)
+    positive = (e[:, None] * gather(e, classes.positives)).sum(-1)
     with torch.no_grad():
         same, counts = same_class(classes), classes.counts
         nearest = alike.masked_fill(same, -torch.inf).amax(1, keepdim=True)
@@ -196,7 +242,7 @@ def proxy_nca(e, classes, proxies, temperature=1 / 9):
 
 def proxy_anchor(e, classes, proxies, margin=0.1, scale=32.0):
     labels, proxies = classes.labels, functional.normalize(proxies) * scale
-    own = torch.exp(scale * margin - (e * proxies[labels]).sum(1))
+    own = torch.exp(scale * margin - (e * gather(proxies, labels)).sum(1))
     pull = own.new_zeros(len(proxies)).index_add(0, labels, own).log1p()
     present = own.new_zeros(len(proxies)).index_fill(0, labels, 1.0).sum()
     others = (e @ proxies.t()).scatter_(1, labels[:, None], -torch.inf)
@@ -346,7 +392,7 @@ def expansion_hphn_triplet(e, classes, points, most_alike, margin=0.1):
     with torch.no_grad():
         apart = (e @ e.t()).masked_fill_(~same_class(classes), torch.inf)
         farthest = apart.argmin(1)
-    far = (e * e[farthest]).sum(1)
+    far = (e * gather(e, farthest)).sum(1)
     return functional.relu(_distance(far) - _distance(near) + margin).mean()
 
 

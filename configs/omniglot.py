@@ -6,8 +6,8 @@
 `data.root` is a directory or .zip with a labels.csv (path,label,category,split), or a
 directory of the two official archives unpacked as train/ (images_background) and test/
 (images_evaluation): 964 characters to learn, 659 unseen ones to search. On two cores
-it took twelve minutes beside other work; Recall@1 0.86 with seed 0, where raw pixels
-reach 0.32.
+it trains for 9 min 40 s and then finds the same character first for 0.888 of the
+unseen ones (Recall@1, mean of the seeds 0, 1 and 2), where raw pixels reach 0.317.
 """
 
 from metricjax.config import default_config, terms

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,29 @@ def test_what_a_worker_cannot_do_is_an_answer(together):
     assert results["large"]["error"] == "memory"
     assert results["wrong"]["error"].startswith("TypeError")
     assert results["right"]["median_ms"] > 0
+
+
+def test_no_worker_outlives_its_parent():
+    """Killed without a word, while its worker is stopped."""
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(BENCHMARKS)!r})
+import harness
+worker = harness.Worker({products()!r})
+worker.wait_ready()
+print(worker.pid, flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    worker = Path(f"/proc/{int(parent.stdout.readline())}")
+    assert worker.exists()
+    parent.kill()
+    parent.communicate()
+    for _ in range(100):
+        if not worker.exists() or " Z " in (worker / "stat").read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker still lives")
 
 
 def test_command_writes_rows_and_goes_on(tmp_path):
