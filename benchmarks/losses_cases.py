@@ -101,13 +101,15 @@ def variants(case):
 
 
 def block_size(case, batch, override=None):
-    """Rows of a block of ours; None, all at once, up to 512.
+    """Images of a block of ours; None, all at once, where that is a small matrix.
 
     Larger blocks are matrix products at full speed, smaller ones stay in the caches.
     """
     if override is not None:
         return override or None
-    return None if batch <= 512 else 512
+    if batch <= 512 or batch * (case.classes or batch) <= 2**20:
+        return None
+    return 256 if batch <= 2048 else 512
 
 
 @dataclass(frozen=True)

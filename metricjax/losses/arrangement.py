@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
@@ -73,11 +74,15 @@ class Plan:
         scalars, for `per_anchor` a tree of arrays [b, ...].
       block_size: anchors at a time on one device, or None for all of them.
       mesh: devices that share the anchors, or None.
+      symmetric: for `total`: the references are the anchors, and what a pair adds to
+        the value is the same both ways. Then the gradient of an embedding as an anchor
+        is half of its whole gradient, and the other half need not be computed.
     """
 
     function: Callable[[Anchors, References], Any]
     block_size: int | None
     mesh: Mesh | None
+    symmetric: bool = False
 
     def at_once(self, anchors: Anchors) -> bool:
         """Whether there is nothing to arrange."""
@@ -92,9 +97,13 @@ def total(
 
     The value is differentiable with respect to the embeddings, once; the weight not.
     """
-    if plan.at_once(anchors):
+    if not plan.at_once(anchors):
+        return _total(plan, anchors, references)
+    if not plan.symmetric:
         return plan.function(anchors, references)
-    return _total(plan, anchors, references)
+    fixed = references._replace(embeddings=lax.stop_gradient(references.embeddings))
+    value, weight = plan.function(anchors, fixed)
+    return value + (value - lax.stop_gradient(value)), weight
 
 
 def per_anchor(plan: Plan, anchors: Anchors, references: References) -> Any:
@@ -124,14 +133,14 @@ def over_devices(
 
     def device(rows, references):
         everywhere = jax.tree.map(
-            lambda array: jax.lax.all_gather(array, axes, tiled=True), references
+            lambda array: lax.all_gather(array, axes, tiled=True), references
         )
         outcome = local(rows, everywhere)
         scatter = partial(
-            jax.lax.psum_scatter, axis_name=axes, scatter_dimension=0, tiled=True
+            lax.psum_scatter, axis_name=axes, scatter_dimension=0, tiled=True
         )
         return Outcome(
-            jax.lax.psum(outcome.sums, axes),
+            lax.psum(outcome.sums, axes),
             outcome.anchors,
             jax.tree.map(scatter, outcome.references),
         )
@@ -165,7 +174,7 @@ def in_blocks(
         lambda array: array.reshape(-1, block_size, *array.shape[1:]),
         _padded(rows, block_size),
     )
-    carry, results = jax.lax.scan(step, carry, padded)
+    carry, results = lax.scan(step, carry, padded)
     merged = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results)
     return carry, _first(merged, count)
 
@@ -214,16 +223,19 @@ def _total_forward(plan, anchors, references):
     def local(anchors, references):
         def step(carry, some):
             sums, to_references = carry
-            value, back, weight = jax.vjp(
-                *_of_embeddings(plan, some, references), has_aux=True
-            )
-            to_some, more = back(jnp.float32(1.0))
+            function, *embeddings = _of_embeddings(plan, some, references)
+            if plan.symmetric:
+                function = partial(function, others=embeddings.pop())
+            value, back, weight = jax.vjp(function, *embeddings, has_aux=True)
+            to_some, *more = back(jnp.float32(1.0))
             sums = sums[0] + value, sums[1] + weight
-            return (sums, to_references + more), to_some
+            if plan.symmetric:
+                return (sums, None), 2.0 * to_some
+            return (sums, to_references + more[0]), to_some
 
-        start = _no_sums(), jnp.zeros_like(references.embeddings)
+        zeros = None if plan.symmetric else jnp.zeros_like(references.embeddings)
         (sums, to_references), to_anchors = in_blocks(
-            plan.block_size, step, start, anchors
+            plan.block_size, step, (_no_sums(), zeros), anchors
         )
         return Outcome(sums, to_anchors, to_references)
 
@@ -232,7 +244,9 @@ def _total_forward(plan, anchors, references):
 
 
 def _total_backward(plan, gradients, cotangents):
-    to_anchors, to_references = (cotangents[0] * gradient for gradient in gradients)
+    to_anchors, to_references = jax.tree.map(
+        lambda gradient: cotangents[0] * gradient, gradients
+    )
     return Anchors(to_anchors, None, None), References(to_references, None, None)
 
 

@@ -1,11 +1,14 @@
 """Contrastive loss: positives together, negatives at least a margin apart."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
 from metricjax.losses import pairwise
+from metricjax.losses.tiles import Statistic
 
 REDUCTIONS = ("mean", "nonzero")
 
@@ -66,37 +69,37 @@ def contrastive(
         "tiling": tiling,
     }
 
-    def together(distances, positives):
-        return jnp.where(positives, distances, 0.0)
+    def together(tile):
+        return jnp.where(tile.positives, tile.measures, 0.0)
 
-    def apart(distances, negatives):
-        return jnp.where(negatives, jax.nn.relu(margin - distances), 0.0)
+    def apart(tile):
+        return jnp.where(tile.negatives, jax.nn.relu(margin - tile.measures), 0.0)
 
-    def anchor(distances, positives, negatives):
-        value = together(distances, positives) + apart(distances, negatives)
-        return jnp.sum(value), jnp.sum(positives | negatives)
+    def pair(tile):
+        return together(tile) + apart(tile)
 
     if reduction == "mean":
-        return pairwise.mean_over_anchors(anchor, embeddings, labels, **pairs)
+        total = pairwise.sum_over_pairs(
+            pair, embeddings, labels, symmetric=True, **pairs
+        )
+        count = pairwise.count_pairs(embeddings, references, reference_mask)
+        return total / jnp.maximum(count, 1.0)
 
-    def above_zero(distances, positives, negatives):
-        return jnp.stack(
-            [
-                jnp.sum(together(distances, positives) > 0),
-                jnp.sum(apart(distances, negatives) > 0),
-            ]
+    def above_zero(tile, axis):
+        return tuple(
+            jnp.sum(term(tile) > 0, axis=axis, dtype=jnp.float32)
+            for term in (together, apart)
         )
 
-    def scaled(distances, positives, negatives, scales):
-        value = scales[0] * jnp.sum(together(distances, positives))
-        return value + scales[1] * jnp.sum(apart(distances, negatives)), True
+    def scaled(tile):
+        return tile.sides[0] * together(tile) + tile.sides[1] * apart(tile)
 
-    counts = pairwise.anchor_values(above_zero, embeddings, labels, **pairs)
-    scales = 1.0 / jnp.maximum(jnp.sum(counts, axis=0), 1).astype(jnp.float32)
-    return pairwise.sum_over_anchors(
-        scaled,
-        embeddings,
-        labels,
-        anchor_sides=jnp.broadcast_to(scales, (len(labels), 2)),
-        **pairs,
+    counting = Statistic(above_zero, (0.0, 0.0), partial(jax.tree.map, jnp.add))
+    counts = pairwise.statistics(counting, embeddings, labels, **pairs)
+    scales = tuple(
+        jnp.full(len(labels), 1.0 / jnp.maximum(jnp.sum(count), 1.0))
+        for count in counts
+    )
+    return pairwise.sum_over_pairs(
+        scaled, embeddings, labels, sides=scales, symmetric=True, **pairs
     )

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise
-from metricjax.losses.numerics import masked_logsumexp
-from metricjax.losses.positives import PositivePairs, sum_over_positives
+from metricjax.losses import pairwise, tiles
 
 
 def lifted_structure(
@@ -37,8 +35,7 @@ def lifted_structure(
         itself; the negatives l of a reference j are then the anchors of other classes.
       reference_labels: classes of the references [n].
       reference_mask: False where a reference does not count [n].
-      tiling: memory, devices and precision, see `pairwise.Tiling`. It shapes the sums
-        over negatives; positive pairs are few and taken one by one.
+      tiling: memory, devices and precision, see `pairwise.Tiling`.
 
     Returns:
       A float32 scalar; 0 where there is no positive pair.
@@ -52,38 +49,89 @@ def lifted_structure(
     if margin < 0:
         raise InputError(f"margin must be 0 or more, but it is {margin}.")
 
-    def push(distances, positives, negatives):
-        return masked_logsumexp(margin - distances, negatives)
+    anchors = {
+        "references": references,
+        "reference_labels": reference_labels,
+        "reference_mask": reference_mask,
+        "tiling": tiling,
+    }
+    others = {"references": embeddings, "reference_labels": labels, "tiling": tiling}
 
-    anchors, others, own = pairwise.labelled_pairs(
-        embeddings, labels, references, reference_labels, reference_mask
-    )
-    pushes = partial(pairwise.anchor_values, push, tiling=tiling)
-    if own:
-        of_anchors = pushes(
-            anchors.embeddings, anchors.labels, reference_mask=reference_mask
+    def push(tile):
+        return margin - tile.measures, tile.negatives
+
+    pushing = tiles.log_sum_exp(push)
+    pushes = tiles.finish(pairwise.statistics(pushing, embeddings, labels, **anchors))
+    other_pushes = pushes
+    if references is not None:
+        other_pushes = tiles.finish(
+            pairwise.statistics(pushing, references, reference_labels, **others)
         )
-        of_others = of_anchors
+
+    def joined(tile):
+        """J of the positive pairs without d, and whether there is a negative at all."""
+        some = (tile.sides[0] != -jnp.inf) | (tile.other_sides[0] != -jnp.inf)
+        one, other = (
+            jnp.where(some, side[0], 0.0) for side in (tile.sides, tile.other_sides)
+        )
+        return jnp.logaddexp(one, other), one, tile.positives & some
+
+    def hinge(tile):
+        both, _, counts = joined(tile)
+        return jnp.where(counts, jax.nn.relu(both + tile.measures), 0.0)
+
+    def of_positives(tile, axis):
+        """The sum of squares, its slope by the anchor's pushes, number of pairs."""
+        both, own, _ = joined(tile)
+        hinges = hinge(tile)
+        share = jnp.where(hinges > 0, jnp.exp(own - both), 0.0)
+        return tuple(
+            jnp.sum(term, axis=axis, dtype=jnp.float32)
+            for term in (jnp.square(hinges), 2.0 * hinges * share, tile.positives)
+        )
+
+    positives = tiles.Statistic(
+        of_positives, (0.0, 0.0, 0.0), partial(jax.tree.map, jnp.add)
+    )
+    squares, slopes, numbers = pairwise.statistics(
+        positives, embeddings, labels, sides=(pushes,), reference_sides=(other_pushes,),
+        **anchors,
+    )  # fmt: skip
+    # A pair is also pushed by what its second member is pushed by.
+    if references is None:
+        seconds = slopes
+        if reference_mask is not None:
+            seconds = (
+                reference_mask
+                * pairwise.statistics(
+                    positives, embeddings, labels, sides=(pushes,), tiling=tiling
+                )[1]
+            )
+        slopes = slopes + seconds
     else:
-        of_anchors = pushes(
-            anchors.embeddings, anchors.labels, references=others.embeddings,
-            reference_labels=others.labels, reference_mask=others.mask,
-        )  # fmt: skip
-        of_others = pushes(
-            others.embeddings, others.labels, references=anchors.embeddings,
-            reference_labels=anchors.labels,
-        )  # fmt: skip
+        other_slopes = pairwise.statistics(
+            positives, references, reference_labels, sides=(other_pushes,),
+            reference_sides=(pushes,), **others,
+        )[1]  # fmt: skip
+        if reference_mask is not None:
+            other_slopes = reference_mask * other_slopes
 
-    def pair(distances, of_anchor, of_other):
-        pushed = (of_anchor != -jnp.inf) | (of_other != -jnp.inf)
-        both = jnp.logaddexp(
-            jnp.where(pushed, of_anchor, 0.0), jnp.where(pushed, of_other, 0.0)
-        )
-        return jnp.where(pushed, jnp.square(jax.nn.relu(both + distances)), 0.0)
+    def apart(tile):
+        """Of the slope that an anchor's pushes, times theirs, have by this pair."""
+        exponent = jnp.where(tile.negatives, push(tile)[0] - tile.sides[0], -jnp.inf)
+        return tile.sides[1] * jnp.exp(exponent)
 
-    value, count = sum_over_positives(
-        PositivePairs(pair, own, tiling.mesh),
-        anchors._replace(sides=of_anchors),
-        others._replace(sides=of_others),
-    )
-    return value / (2.0 * jnp.where(count > 0, count, 1.0))
+    def pair(tile):
+        return apart(tile) + jnp.square(hinge(tile))
+
+    surrogate = pairwise.sum_over_pairs(
+        pair, embeddings, labels, sides=(pushes, slopes),
+        reference_sides=(other_pushes,), **anchors,
+    )  # fmt: skip
+    if references is not None:
+        surrogate += pairwise.sum_over_pairs(
+            apart, references, reference_labels, sides=(other_pushes, other_slopes),
+            **others,
+        )  # fmt: skip
+    scale = 0.5 / jnp.maximum(jnp.sum(numbers), 1.0)
+    return scale * tiles.with_gradient_of(jnp.sum(squares), surrogate)

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise
-from metricjax.losses.numerics import log1p_sum_exp
+from metricjax.losses import pairwise, tiles
 
 
 def multi_similarity(
@@ -59,19 +58,71 @@ def multi_similarity(
         if value <= 0:
             raise InputError(f"{name} must be above 0, but it is {value}.")
 
-    def anchor(similarities, positives, negatives):
-        farthest = jnp.min(jnp.where(positives, similarities, jnp.inf))
-        nearest = jnp.max(jnp.where(negatives, similarities, -jnp.inf))
-        # Written so that NaN is kept, and shows.
-        kept = positives & ~(similarities >= nearest + epsilon)
-        pushed = negatives & ~(similarities <= farthest - epsilon)
-        together = log1p_sum_exp(-alpha * (similarities - base), kept) / alpha
-        apart = log1p_sum_exp(beta * (similarities - base), pushed) / beta
-        both = kept.any() & pushed.any()
-        return jnp.where(both, together + apart, 0.0), True
+    pairs = {
+        "references": references,
+        "reference_labels": reference_labels,
+        "reference_mask": reference_mask,
+        "measure": pairwise.dot_products,
+        "tiling": tiling,
+    }
+    farthest, nearest = pairwise.statistics(_EXTREMES, embeddings, labels, **pairs)
 
-    return pairwise.mean_over_anchors(
-        anchor, embeddings, labels, references=references,
-        reference_labels=reference_labels, reference_mask=reference_mask,
-        measure=pairwise.dot_products, tiling=tiling,
-    )  # fmt: skip
+    def kept(tile):
+        farthest, nearest, *_ = tile.sides
+        # Written so that NaN is kept, and shows.
+        together = tile.positives & ~(tile.measures >= nearest + epsilon)
+        return together, tile.negatives & ~(tile.measures <= farthest - epsilon)
+
+    def pull(tile):
+        return -alpha * (tile.measures - base), kept(tile)[0]
+
+    def push(tile):
+        return beta * (tile.measures - base), kept(tile)[1]
+
+    sums = pairwise.statistics(
+        tiles.both(tiles.log_sum_exp(pull), tiles.log_sum_exp(push)),
+        embeddings,
+        labels,
+        sides=(farthest, nearest),
+        **pairs,
+    )
+    pulled, pushed = (tiles.finish(parts) for parts in sums)
+    counts = ~((pulled == -jnp.inf) | (pushed == -jnp.inf))
+    # log(1 + sum), per anchor.
+    pulled, pushed = (jnp.logaddexp(total, 0.0) for total in (pulled, pushed))
+    value = jnp.where(counts, pulled / alpha + pushed / beta, 0.0)
+
+    def slope(tile):
+        """Of the slope that log(1 + sum) has by this pair."""
+        _, _, pulled, pushed, counts = tile.sides
+        together, apart = kept(tile)
+        exponent = jnp.where(
+            together,
+            -alpha * (tile.measures - base) - pulled,
+            beta * (tile.measures - base) - pushed,
+        )
+        exponent = jnp.where((together | apart) & counts, exponent, -jnp.inf)
+        return jnp.exp(exponent) * jnp.where(together, 1.0 / alpha, 1.0 / beta)
+
+    surrogate = pairwise.sum_over_pairs(
+        slope,
+        embeddings,
+        labels,
+        sides=(farthest, nearest, pulled, pushed, counts),
+        **pairs,
+    )
+    return tiles.with_gradient_of(jnp.sum(value), surrogate) / max(len(labels), 1)
+
+
+def _extremes(tile, axis):
+    positives = jnp.where(tile.positives, tile.measures, jnp.inf)
+    negatives = jnp.where(tile.negatives, tile.measures, -jnp.inf)
+    return jnp.min(positives, axis=axis), jnp.max(negatives, axis=axis)
+
+
+# Similarity of the farthest positive and of the nearest negative.
+_EXTREMES = tiles.Statistic(
+    _extremes,
+    (jnp.inf, -jnp.inf),
+    lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),
+)

@@ -122,8 +122,10 @@ def _loss(l2_weight, tiling, bound, images, pairs):
     numbers = jnp.arange(bound)
     real = numbers < pairs.count
     rows = pairs.anchors[:bound], pairs.positives[:bound]
-    if len(images) == 1:  # one gather, whose gradient is one array of the batch's size
-        anchors, positives = jnp.split(images[0][jnp.concatenate(rows)], 2)
+    if len(images) == 1:
+        together = [jnp.where(real, row, len(images[0])) for row in rows]
+        gathered = _rows_once(images[0], jnp.concatenate(together))
+        anchors, positives = jnp.split(gathered, 2)
     else:
         anchors, positives = (x[i] for x, i in zip(images, rows, strict=True))
 
@@ -140,6 +142,28 @@ def _loss(l2_weight, tiling, bound, images, pairs):
     squares = jnp.sum(jnp.square(anchors) + jnp.square(positives), axis=1)
     total = jnp.sum(jnp.where(real, squares, 0.0))
     return value + l2_weight * total / (2.0 * jnp.maximum(pairs.count, 1))
+
+
+@jax.custom_vjp
+def _rows_once(images, rows):
+    """`images[rows]`, 0 for a row past the last; no row is asked for twice.
+
+    The gradient is a gather too, where that of indexing would add rows one by one.
+    """
+    return images.at[rows].get(mode="fill", fill_value=0.0)
+
+
+def _rows_once_forward(images, rows):
+    return _rows_once(images, rows), (rows, len(images))
+
+
+def _rows_once_backward(residuals, slopes):
+    rows, count = residuals
+    place = jnp.full(count, len(rows)).at[rows].set(jnp.arange(len(rows)), mode="drop")
+    return slopes.at[place].get(mode="fill", fill_value=0.0), None
+
+
+_rows_once.defvjp(_rows_once_forward, _rows_once_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -4,12 +4,18 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise, triplet_sums
+from metricjax.losses import pairwise, tiles, triplet_sums
+from metricjax.losses.positives import positives_of
 
 MININGS = ("hard", "all", "semihard")
+# Up to this many positives of an anchor are taken one by one in tiles,
+_FEW = 16
+# this many in one pass over a tile.
+_TOGETHER = 4
 
 
 def triplet(
@@ -75,10 +81,21 @@ def triplet(
         "tiling": tiling,
     }
     if mining != "hard":
-        rows = triplet_sums.semihard if mining == "semihard" else triplet_sums.active
-        anchor = partial(rows, margin)
-        return pairwise.mean_over_anchors(
-            anchor, embeddings, labels, batched=True, **pairs
+        semi = mining == "semihard"
+        rows = triplet_sums.semihard if semi else triplet_sums.active
+        in_rows = partial(
+            pairwise.mean_over_anchors, partial(rows, margin), batched=True, **pairs
+        )
+        if not pairwise.in_tiles(embeddings, references, reference_mask, tiling):
+            return in_rows(embeddings, labels)
+        pairwise.check_labelled("embeddings", embeddings, labels)
+        of_each = positives_of(jnp.asarray(labels), _FEW)
+        tiled = partial(_in_tiles, margin, semi, squared, tiling, of_each)
+        return lax.switch(
+            (of_each.largest > _TOGETHER).astype(int) + (of_each.largest > _FEW),
+            [partial(tiled, True), partial(tiled, False), in_rows],
+            embeddings.astype(jnp.float32),
+            labels,
         )
     positive, negative, valid = pairwise.hardest(embeddings, labels, **pairs)
     anchors = embeddings.astype(jnp.float32)
@@ -87,3 +104,94 @@ def triplet(
     near = pairwise.paired_distances(anchors, others[negative], squared=squared)
     value = jax.nn.softplus(far - near) if soft else jax.nn.relu(far - near + margin)
     return jnp.sum(jnp.where(valid, value, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def _in_tiles(margin, semi, squared, tiling, of_each, at_once, embeddings, labels):
+    """Mean over the triplets of `triplet_sums`, each anchor with few positives.
+
+    The distance to each positive is known before the tiles are made, so that a tile is
+    asked how many of its negatives make a triplet with it. `at_once`: positives are so
+    few that one pass over a tile takes them all.
+    """
+    pairs = {
+        "measure": pairwise.squared_distances if squared else pairwise.distances,
+        "tiling": tiling,
+    }
+    fixed = lax.stop_gradient(embeddings)
+
+    def measured(turn, near):
+        index, valid = of_each.index[:, turn], of_each.valid[:, turn]
+        one = pairwise.paired_distances(fixed, fixed[index], squared=squared)
+        return near.at[:, turn].set(jnp.where(valid, one, -jnp.inf))
+
+    # Distance to every positive, minus infinity where there is none.
+    near = jnp.full(of_each.index.shape, -jnp.inf)
+    near = lax.fori_loop(0, of_each.largest, measured, near)
+
+    def for_all(tile, add, start):
+        """`add(turn, start)` in as many turns as the most positives take."""
+        if at_once:
+            return add(0, start)
+        most = jnp.max(jnp.sum(tile.sides[0] != -jnp.inf, axis=-1))
+        return lax.fori_loop(0, -(-most // _TOGETHER), add, start)
+
+    def of_turn(array, turn):
+        """Some columns of a side, each as wide as a tile's."""
+        first = turn * _TOGETHER
+        some = lax.dynamic_slice_in_dim(array, first, _TOGETHER, -1)
+        return [some[..., column] for column in range(_TOGETHER)]
+
+    def hinges(tile, turn):
+        """Of every negative with some positives, and whether they count."""
+        for positive in of_turn(tile.sides[0], turn):
+            gap = positive + margin - tile.measures
+            counts = tile.negatives & (positive != -jnp.inf)
+            # Written so that NaN counts, and shows.
+            if semi:
+                yield gap, counts & ~(gap < 0) & ~(tile.measures <= positive)
+            else:
+                yield gap, counts & ~(gap <= 0)
+
+    def of_tile(tile, axis):
+        def add(turn, sums):
+            value, numbers = sums
+            total, some = 0.0, []
+            for gap, counts in hinges(tile, turn):
+                total += jnp.where(counts, gap, 0.0)
+                some.append(jnp.sum(counts, axis=axis, dtype=jnp.float32))
+            place = (0, turn * _TOGETHER)
+            numbers = lax.dynamic_update_slice(numbers, jnp.stack(some, 1), place)
+            return value + jnp.sum(total, axis=axis), numbers
+
+        count = tile.measures.shape[1 - axis]
+        return for_all(tile, add, (jnp.zeros(count), jnp.zeros((count, _FEW))))
+
+    statistic = tiles.Statistic(
+        of_tile, (0.0, jnp.zeros(_FEW)), partial(jax.tree.map, jnp.add)
+    )
+    value, numbers = pairwise.statistics(
+        statistic, embeddings, labels, sides=(near,), **pairs
+    )
+
+    def slope(tile):
+        """Triplets that the pair is the positive of, less those as the negative."""
+        _, partners, numbers = tile.sides
+
+        def add(turn, total):
+            own = zip(of_turn(partners, turn), of_turn(numbers, turn), strict=True)
+            for partner, number in own:
+                here = tile.positives & (tile.numbers == partner)
+                total += jnp.where(here, number, 0.0)
+            return total - sum(counts * 1.0 for _, counts in hinges(tile, turn))
+
+        return for_all(tile, add, jnp.zeros(tile.measures.shape))
+
+    def pair(tile):
+        fixed = tile._replace(measures=lax.stop_gradient(tile.measures))
+        return slope(fixed) * tile.measures
+
+    surrogate = pairwise.sum_over_pairs(
+        pair, embeddings, labels, sides=(near, of_each.index + 1, numbers), **pairs
+    )
+    count = jnp.maximum(jnp.sum(numbers), 1.0)
+    return tiles.with_gradient_of(jnp.sum(value), surrogate) / count

@@ -1,0 +1,332 @@
+"""Pairs within one batch in square tiles: each product serves both of its images.
+
+Where the references are the anchors, the measure of (i, j) is that of (j, i). Sorted by
+label, the batch is cut into tiles of which only those on and above the diagonal are
+made: half of the products of whole rows, memory O(tile^2), and everything between two
+products stays in the processor's cache. Sorting also gathers the positive pairs in few
+tiles, whatever the order of the labels was; all others are made without masks.
+
+What is computed of a tile is handed in, as in `arrangement.py`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from metricjax.losses.arrangement import Anchors
+
+
+class Tile(NamedTuple):
+    """Some anchors against some references, along either axis.
+
+    Attributes:
+      measures: [k, n] or [n, k].
+      positives: pairs of one class, of the same shape; an image and itself are none.
+      negatives: pairs of two classes.
+      sides: of the anchors, arrays [k, 1] or [1, k].
+      other_sides: of the references, arrays [1, n] or [n, 1].
+      numbers: the references' places in the batch counted from 1, likewise.
+    """
+
+    measures: Float[Array, "k n"]
+    positives: Bool[Array, "k n"]
+    negatives: Bool[Array, "k n"]
+    sides: Any
+    other_sides: Any
+    numbers: Int[Array, "1 n"]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Something of each anchor that its references can be asked for part by part.
+
+    Attributes:
+      of_tile: `(Tile, axis) -> tree of [k]`, reduced over the references' axis.
+      start: tree of numbers or arrays, of no references.
+      merge: `(tree of [k], tree of [k]) -> tree of [k]`, of both parts' references.
+    """
+
+    of_tile: Callable[[Tile, int], Any]
+    start: Any
+    merge: Callable[[Any, Any], Any]
+
+
+def log_sum_exp(terms: Callable[[Tile], tuple[Array, Array]]) -> Statistic:
+    """Of some of each anchor's pairs, as (largest, sum relative to it).
+
+    `terms(Tile) -> (values, mask)`, elementwise; `finish` makes the logarithm of it.
+    """
+
+    def of_tile(tile, axis):
+        values, mask = terms(tile)
+        masked = jnp.where(mask, values, -jnp.inf)
+        largest = jnp.max(masked, axis=axis, keepdims=True)
+        none = largest == -jnp.inf
+        total = jnp.sum(jnp.exp(masked - jnp.where(none, 0.0, largest)), axis=axis)
+        return jnp.squeeze(largest, axis), total
+
+    def merge(first, second):
+        (one, total), (other, more) = first, second
+        largest = jnp.maximum(one, other)
+        finite = jnp.where(largest == -jnp.inf, 0.0, largest)
+        return largest, total * jnp.exp(one - finite) + more * jnp.exp(other - finite)
+
+    return Statistic(of_tile, (-jnp.inf, 0.0), merge)
+
+
+def finish(parts: tuple[Array, Array]) -> Array:
+    """`log sum exp` of what `log_sum_exp` gives; -inf where there was no term."""
+    largest, total = parts
+    none = largest == -jnp.inf
+    return jnp.where(none, -jnp.inf, largest + jnp.log(jnp.where(none, 1.0, total)))
+
+
+def both(first: Statistic, second: Statistic) -> Statistic:
+    """Two statistics of the same tiles, as a pair."""
+    return Statistic(
+        lambda tile, axis: (first.of_tile(tile, axis), second.of_tile(tile, axis)),
+        (first.start, second.start),
+        lambda a, b: (first.merge(a[0], b[0]), second.merge(a[1], b[1])),
+    )
+
+
+def with_gradient_of(
+    value: Float[Array, "..."], surrogate: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """`value`, with the gradient of `surrogate` in place of its own."""
+    return _with_gradient_of(value, surrogate)
+
+
+@jax.custom_jvp
+def _with_gradient_of(value, surrogate):
+    return value
+
+
+@_with_gradient_of.defjvp
+def _tangent_of_surrogate(primals, tangents):
+    return primals[0], tangents[1]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a batch is cut.
+
+    Attributes:
+      measure: `(x [k, d], y [n, d], dtype) -> [k, n]`, the same both ways.
+      dtype: of its products.
+      size: images along a tile.
+      symmetric: for `total`: a pair's value is the same both ways.
+    """
+
+    measure: Callable[[Array, Array, DTypeLike], Array]
+    dtype: DTypeLike
+    size: int
+    symmetric: bool = False
+
+
+def statistics(tiles: Tiles, statistic: Statistic, anchors: Anchors) -> Any:
+    """`statistic` of every anchor against all others: tree of [b]. No gradient."""
+    batch, order = _sorted(tiles, anchors)
+
+    def step(carry, top, left, kind):
+        of_top, of_left = (_part(tiles, carry, index) for index in (top, left))
+        rows, columns = (_part(tiles, batch, index) for index in (top, left))
+        measures = tiles.measure(rows.embeddings, columns.embeddings, tiles.dtype)
+
+        def both(masks, measures, rows, columns, of_top, of_left):
+            down, across = _views(measures, masks(rows, columns), rows, columns)
+            of_top = statistic.merge(of_top, statistic.of_tile(across, 1))
+            of_left = statistic.merge(of_left, statistic.of_tile(down, 0))
+            return of_top, of_left
+
+        def diagonal(measures, rows, columns, of_top, of_left):
+            _, across = _views(measures, _masks(rows, columns), rows, columns)
+            of_top = statistic.merge(of_top, statistic.of_tile(across, 1))
+            return of_top, of_top
+
+        branches = [partial(both, _no_masks), partial(both, _masks), diagonal]
+        of_top, of_left = lax.switch(
+            kind, branches, measures, rows, columns, of_top, of_left
+        )
+        carry = _put(tiles, carry, of_top, top)
+        return _put(tiles, carry, of_left, left)
+
+    count = len(batch.labels)
+    start = jax.tree.map(
+        lambda first: jnp.full((count, *jnp.shape(first)), first), statistic.start
+    )
+    results = _each(tiles, batch, step, start)
+    return _unsorted(results, order)
+
+
+def total(
+    tiles: Tiles, pair: Callable[[Tile], Array], anchors: Anchors
+) -> Float[Array, ""]:
+    """Sum of `pair`, elementwise, over all ordered pairs.
+
+    Differentiable with respect to the embeddings, once; sides carry no gradient.
+    """
+    return _total(tiles, pair, anchors)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _total(tiles, pair, anchors):
+    batch, _ = _sorted(tiles, anchors)
+
+    def step(carry, top, left, kind):
+        rows, columns = (_part(tiles, batch, index) for index in (top, left))
+        branches = [partial(_of_tile, tiles, pair, masks) for masks in _KINDS_OF_MASKS]
+        return carry + _share(kind) * lax.cond(kind == 0, *branches, rows, columns)
+
+    return _each(tiles, batch, step, jnp.float32(0.0))
+
+
+def _total_forward(tiles, pair, anchors):
+    batch, order = _sorted(tiles, anchors)
+
+    def gradient(masks, rows, columns):
+        def value(of_rows, of_columns):
+            return _of_tile(
+                tiles, pair, masks,
+                rows._replace(embeddings=of_rows),
+                columns._replace(embeddings=of_columns),
+            )  # fmt: skip
+
+        both = jax.value_and_grad(value, (0, 1))
+        return both(rows.embeddings, columns.embeddings)
+
+    def step(carry, top, left, kind):
+        value, slopes = carry
+        rows, columns = (_part(tiles, batch, index) for index in (top, left))
+        branches = [partial(gradient, masks) for masks in _KINDS_OF_MASKS]
+        more, (of_rows, of_columns) = lax.cond(kind == 0, *branches, rows, columns)
+        share = _share(kind)
+        for index, part in ((top, of_rows), (left, of_columns)):
+            here = _part(tiles, slopes, index) + share * part
+            slopes = _put(tiles, slopes, here, index)
+        return value + share * more, slopes
+
+    start = jnp.float32(0.0), jnp.zeros_like(batch.embeddings)
+    value, slopes = _each(tiles, batch, step, start)
+    return value, _unsorted(slopes, order)
+
+
+def _total_backward(tiles, pair, slopes, cotangent):
+    return (Anchors(cotangent * slopes, None, None, None),)
+
+
+_total.defvjp(_total_forward, _total_backward)
+
+
+def _of_tile(tiles, pair, masks, rows, columns):
+    """Sum over a tile's pairs in both directions."""
+    measures = tiles.measure(rows.embeddings, columns.embeddings, tiles.dtype)
+    down, across = _views(measures, masks(rows, columns), rows, columns)
+    if tiles.symmetric:
+        return 2.0 * jnp.sum(pair(across))
+    return jnp.sum(pair(across)) + jnp.sum(pair(down))
+
+
+def _share(kind):
+    """On the diagonal both directions are the same pairs, and count half each."""
+    return jnp.where(kind == 2, 0.5, 1.0)
+
+
+def _views(measures, masks, rows, columns):
+    """The tile with its columns as anchors, and with its rows."""
+
+    def along(axis, anchors, references):
+        def expand(tree, axis):
+            return jax.tree.map(lambda array: jnp.expand_dims(array, axis), tree)
+
+        return Tile(
+            measures,
+            *masks,
+            expand(anchors.sides, axis),
+            expand(references.sides, 1 - axis),
+            jnp.expand_dims(references.numbers, 1 - axis),
+        )
+
+    return along(0, columns, rows), along(1, rows, columns)
+
+
+def _masks(rows, columns):
+    same = rows.labels[:, None] == columns.labels[None, :]
+    counts = (rows.numbers > 0)[:, None] & (columns.numbers > 0)[None, :]
+    counts &= rows.numbers[:, None] != columns.numbers[None, :]
+    return same & counts, ~same & counts
+
+
+def _no_masks(rows, columns):
+    shape = len(rows.labels), len(columns.labels)
+    return jnp.zeros(shape, bool), jnp.ones(shape, bool)
+
+
+# For tiles of negatives alone, and for all others.
+_KINDS_OF_MASKS = _no_masks, _masks
+
+
+def _sorted(tiles, anchors):
+    """The batch by label, padded to whole tiles; and the order it was brought into."""
+    order = jnp.argsort(anchors.labels)
+    padding = -len(order) % tiles.size
+
+    def bring(array, mode):
+        sides = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array[order], sides, mode=mode)
+
+    by_label = Anchors(
+        bring(anchors.embeddings, "constant"),
+        bring(anchors.labels, "edge"),
+        bring(anchors.numbers, "constant"),
+        jax.tree.map(lambda array: bring(array, "constant"), anchors.sides),
+    )
+    return by_label, order
+
+
+def _unsorted(tree, order):
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)))
+    return jax.tree.map(lambda array: array[place], tree)
+
+
+def _each(tiles, batch, step, carry):
+    """`step(carry, top, left, kind)` over the tiles on and above the diagonal.
+
+    Kind 0 has negatives alone, 1 may have positives or padding, 2 is on the diagonal.
+    """
+    count = len(batch.labels) // tiles.size
+    tops, lefts = np.triu_indices(count)
+    first = batch.labels[:: tiles.size]
+    last = batch.labels[tiles.size - 1 :: tiles.size]
+    padded = batch.numbers[tiles.size - 1 :: tiles.size] == 0
+    mixed = (last[tops] >= first[lefts]) | padded[lefts]
+    kinds = jnp.where(tops == lefts, 2, mixed.astype(jnp.int32))
+
+    def scanned(carry, tile):
+        return step(carry, *tile), None
+
+    return lax.scan(scanned, carry, (jnp.asarray(tops), jnp.asarray(lefts), kinds))[0]
+
+
+def _part(tiles, tree, index):
+    start = index * tiles.size
+    return jax.tree.map(
+        lambda array: lax.dynamic_slice_in_dim(array, start, tiles.size), tree
+    )
+
+
+def _put(tiles, tree, part, index):
+    start = index * tiles.size
+    return jax.tree.map(
+        lambda array, new: lax.dynamic_update_slice_in_dim(array, new, start, 0),
+        tree,
+        part,
+    )
