@@ -242,6 +242,17 @@ def choose_variant(config: str, variant: str, variants: Sequence[str]) -> str:
     return variant
 
 
+# The data sets of the papers, and a folder of one's own.
+DATA_VARIANTS = ("folder", "cub", "cars", "sop", "inshop")
+_RECALL_AT = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 30, 40, 50)}
+
+
+def use_data(config: ConfigDict, variant: str) -> None:
+    """Set a data set of the papers, and the K that its tables have."""
+    config.data.name = variant
+    config.evaluation.recall_at = _RECALL_AT.get(variant, (1, 2, 4, 8))
+
+
 def suggestion(name: str, known: Sequence[str]) -> str:
     """` (did you mean 'x'?)` where a known name is near, else nothing."""
     near = difflib.get_close_matches(str(name), known, n=1)

@@ -46,6 +46,32 @@ def judge(
     )
 
 
+def judge_learners(
+    embedded: Embedded, split: Split, config: EvaluationConfig, learners: int
+) -> dict[str, list[float] | float]:
+    """How the learners of an ensemble do alone, and how alike they are.
+
+    The embedding is theirs side by side, each of one length.
+
+    Returns:
+      `recall@1` of each learner, and `self_cosine`, the mean cosine between two
+      learners' embeddings of one image: near 1 where they have learnt the same.
+    """
+    rows = embedded.embeddings
+    each = rows.reshape(len(rows), learners, -1) * np.sqrt(learners)
+    alone = [
+        judge(Embedded(each[:, one], embedded.valid), split, config, bootstrap=0)
+        for one in range(learners)
+    ]
+    sums = each[embedded.valid].sum(axis=1, dtype=np.float64)
+    pairs = learners * (learners - 1)
+    alike = (np.square(sums).sum(axis=1) - learners) / max(pairs, 1)
+    return {
+        "recall@1": [found["recall@1"] for found in alone],
+        "self_cosine": float(np.mean(alike)),
+    }
+
+
 def pixel_floor(
     split: Split, transform: transforms.Transform, skipped: pipeline.SkipLog
 ) -> float:

@@ -187,8 +187,8 @@ def _hierarchical_state(classes, **options):
 LOSSES: dict[str, Loss] = {
     "contrastive": _pairs(
         losses.contrastive,
-        {"margin": 1.0, "squared": True, "reduction": "mean"},
-        choices={"reduction": ("mean", "nonzero")},
+        {"margin": 1.0, "squared": True, "reduction": "mean", "among": "all"},
+        choices={"reduction": ("mean", "nonzero"), "among": ("all", "adjacent")},
     ),
     "triplet": _pairs(
         losses.triplet,

@@ -26,6 +26,7 @@ from metricjax.data import datasets, pipeline, transforms
 from metricjax.data.sampling import PKSampler
 from metricjax.errors import InputError
 from metricjax.levels import Classes
+from metricjax.models import pretrained
 from metricjax.models.cost import count_parameters
 from metricjax.objectives import Losses
 from metricjax.workdir import check_owner
@@ -47,6 +48,8 @@ class Run:
     losses: Losses
     optimizer: optax.GradientTransformation
     skipped: pipeline.SkipLog
+    weights: Any = None
+    weights_note: str | None = None
 
     @classmethod
     def open(cls, config: RunConfig, workdir: Path) -> "Run":
@@ -70,6 +73,7 @@ class Run:
         classes = train.num_classes if config.objective.classifies else None
         model = models.build(config.model, classes)
         losses = _losses(train, model, config)
+        weights, weights_note = _weights(model, config)
         return cls(
             config=config,
             workdir=workdir,
@@ -83,6 +87,8 @@ class Run:
             losses=losses,
             optimizer=_build_optimizer(model, losses, config),
             skipped=pipeline.SkipLog(),
+            weights=weights,
+            weights_note=weights_note,
         )
 
     @property
@@ -96,10 +102,10 @@ class Run:
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=mesh.replicated(self.mesh)
             ),
-            jax.eval_shape(self._init_state),
+            jax.eval_shape(self._init_state, self.weights),
         )
 
-    def _init_state(self):
+    def _init_state(self, weights):
         shape = self.config.data.transform.shape
         return step.init_state(
             self.model,
@@ -107,18 +113,22 @@ class Run:
             shape,
             self.root_key,
             self.losses,
+            weights,
         )
 
     @cached_property
     def _init(self) -> Any:
-        return jax.jit(self._init_state, out_shardings=mesh.replicated(self.mesh))
+        everywhere = mesh.replicated(self.mesh)
+        return jax.jit(
+            self._init_state, in_shardings=everywhere, out_shardings=everywhere
+        )
 
     def init_state(self) -> step.TrainState:
         """The state before the first step, made on the devices it lives on.
 
         It is the same whenever it is called.
         """
-        return self._init()
+        return self._init(self.weights)
 
     def compile_train_step(self) -> tuple[Any, dict[str, float]]:
         """The training step as a program, and what it costs.
@@ -232,6 +242,8 @@ class Run:
         for part in ("train", "validation", "test"):
             of = counts[part]
             say(f"{part}: {of['images']} images of {of['classes']} classes")
+        if self.weights_note:
+            say(self.weights_note)
         parameters = count_parameters(self.abstract_state.variables)
         say(f"model: {parameters / 1e6:.2f} M parameters")
         proxies = count_parameters(self.abstract_state.proxies)
@@ -291,6 +303,16 @@ def _losses(split: datasets.Split, model: nn.Module, config: RunConfig) -> Losse
     )
     losses.check()
     return losses
+
+
+def _weights(model: nn.Module, config: RunConfig) -> tuple[Any, str | None]:
+    """Variables from a file, on the host, and a sentence on them."""
+    path, said = config.model.pretrained, []
+    if path is None:
+        return None, None
+    shape = config.data.transform.shape
+    loaded = pretrained.load(path, model, image_shape=shape, say=said.append)
+    return jax.tree.map(np.asarray, loaded), said[0]
 
 
 def _build_optimizer(

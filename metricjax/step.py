@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from metricjax import objectives
 from metricjax.data import transforms
 from metricjax.models.output import Output
+from metricjax.models.pretrained import merge
 from metricjax.objectives import Losses, ObjectiveConfig
 
 # Streams of randomness of a run, each folded into the root key.
@@ -85,10 +86,14 @@ def output_shapes(model: nn.Module, shape: tuple[int, ...], size: int) -> Output
 
 
 def init_params(
-    model: nn.Module, shape: tuple[int, ...], key: Array, losses: Losses
+    model: nn.Module,
+    shape: tuple[int, ...],
+    key: Array,
+    losses: Losses,
+    pretrained: Any = None,
 ) -> tuple[Any, Any]:
     """All parameters, those of the losses among them, and the model's statistics."""
-    variables = init_variables(model, shape, key)
+    variables = merge(init_variables(model, shape, key), pretrained or {})
     proxies = losses.init_proxies(jax.random.fold_in(key, _PROXIES))
     params = variables["params"] | ({PROXIES: proxies} if proxies else {})
     return params, variables.get("batch_stats", {})
@@ -100,9 +105,14 @@ def init_state(
     shape: tuple[int, ...],
     key: Array,
     losses: Losses,
+    pretrained: Any = None,
 ) -> TrainState:
-    """The state before the first step."""
-    params, batch_stats = init_params(model, shape, key, losses)
+    """The state before the first step.
+
+    `pretrained` are variables of the model, as `pretrained.load` gives them, that take
+    the place of random ones.
+    """
+    params, batch_stats = init_params(model, shape, key, losses, pretrained)
     return TrainState(
         step=jnp.int32(0),
         params=params,

@@ -17,6 +17,7 @@ from metricjax.config import RunConfig, to_dict
 from metricjax.data import pipeline
 from metricjax.errors import disk_errors
 from metricjax.journal import Clock, Journal, read_history
+from metricjax.models import pretrained
 from metricjax.reports import page
 from metricjax.run import Run
 from metricjax.workdir import claim, write_atomically
@@ -188,12 +189,16 @@ class _Meter:
 
 
 def _finish(run, state, selected, floor, name, began, say) -> None:
-    """Judge the selected parameters on the test classes; write results and report."""
+    """Judge the selected parameters on the test classes; write all that is left."""
     selected_step, chosen = selected or (run.config.steps, state)
     test, evaluation = run.dataset.test, run.config.evaluation
     untrained = run.embed(run.init_state().variables, test)
     trained = run.embed(chosen.variables, test)
     results = judging.judge(trained, test, evaluation, evaluation.bootstrap)
+    if run.config.model.head != "cgd":
+        results["learners"] = judging.judge_learners(
+            trained, test, evaluation, run.config.model.learners
+        )
     history = read_history(run.workdir / "metrics.jsonl")
     results |= {
         "floor": floor,
@@ -212,6 +217,9 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     }
     if jax.process_index() != 0:
         return
+    pretrained.save(
+        run.workdir / "model.safetensors", run.model, mesh.to_host(chosen.variables)
+    )
     results_path = run.workdir / "results.json"
     write_atomically(results_path, json.dumps(results, indent=1) + "\n")
     report = run.workdir / "report.html"

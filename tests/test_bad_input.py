@@ -275,3 +275,18 @@ def test_more_neighbours_than_images(tmp_path, capsys):
     assert main([*arguments, "--config.evaluation.recall_at=(1,5000)"]) == 2
     assert "recall_at asks for 5000 neighbours" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_weights_and_heads(refuse, tmp_path):
+    assert "nowhere.npz was not found" in refuse("model.pretrained=nowhere.npz")
+    text = tmp_path / "weights.pth"
+    text.write_text("no weights")
+    assert "weights.pth is not a safetensors" in refuse(f"model.pretrained={text}")
+    message = refuse("model.head=ab")
+    assert "'ab'" in message and "did you mean 'abe'" in message
+    message = refuse("model.head=abe")
+    assert "needs a classifier" in message and "head='abe'" in message
+    without = ("model.head=abe", "objective.terms.softmax.weight=0")
+    assert "3 learners cannot share" in refuse(*without, "model.learners=3")
+    message = refuse(*without, "model.branch_after=pool3")
+    assert "'pool3'" in message and "stem" in message

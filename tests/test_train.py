@@ -8,11 +8,15 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 import tiny as tiny_module
+from safetensors.numpy import load_file
 
-from metricjax import command_line
+from metricjax import command_line, models
+from metricjax.config import from_config_dict
+from metricjax.models import cost, pretrained
 from metricjax.run import Run
 
 SETTINGS = tiny_module.SETTINGS
@@ -57,10 +61,42 @@ def test_what_a_run_leaves(tiny):
     workdir = tiny.finished
     names = {path.name for path in workdir.iterdir()} - {"tensorboard"}
     files = {"config.json", "metrics.jsonl", "results.json", "report.html"}
+    files |= {"model.safetensors"}
     assert names == files | {"checkpoints"}
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     selected = results_of(workdir)["selected_step"]
     assert kept == {SETTINGS["steps"], SETTINGS["steps"] - 5, selected}
+
+
+def test_the_model_is_left_for_others(tiny):
+    config = from_config_dict(json.loads((tiny.finished / "config.json").read_text()))
+    path = tiny.finished / "model.safetensors"
+    backbone = models.build(config.model).backbone
+    shape = config.data.transform.shape
+    loaded = pretrained.load(path, backbone, image_shape=shape)
+    counted = cost.count_parameters(loaded)
+    head = {n: a for n, a in load_file(path).items() if n.startswith("head.")}
+    assert head["head.fc_G.weight"].shape == (16, 16)
+    assert head["head.classifier.weight"].shape == (tiny_module.TRAIN, 16)
+    assert counted == cost.count_parameters(
+        backbone.init(jax.random.key(0), np.zeros((1, *shape), np.float32))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["abe", "m_heads"])
+def test_an_ensemble_is_trained_and_judged(tiny, tmp_path, head):
+    overrides = [
+        f"--config.model.head={head}",
+        "--config.model.learners=4",
+        "--config.objective.terms.softmax.weight=0",
+    ]
+    result = tiny.run(tmp_path / "run", *overrides)
+    assert result.returncode == 0, result.stderr
+    learners = results_of(tmp_path / "run")["learners"]
+    assert len(learners["recall@1"]) == 4
+    assert all(0 <= recall <= 1 for recall in learners["recall@1"])
+    assert -1 / 3 - 1e-6 <= learners["self_cosine"] <= 1
 
 
 def test_results(tiny):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise, tiles
+from metricjax.losses import pairs, pairwise
+from metricjax.losses.tiles import Statistic
 
 
 def lifted_structure(
@@ -60,12 +61,12 @@ def lifted_structure(
     def push(tile):
         return margin - tile.measures, tile.negatives
 
-    pushing = tiles.log_sum_exp(push)
-    pushes = tiles.finish(pairwise.statistics(pushing, embeddings, labels, **anchors))
+    pushing = pairs.log_sum_exp(push)
+    pushes = pairs.finish(pairs.statistics(pushing, embeddings, labels, **anchors))
     other_pushes = pushes
     if references is not None:
-        other_pushes = tiles.finish(
-            pairwise.statistics(pushing, references, reference_labels, **others)
+        other_pushes = pairs.finish(
+            pairs.statistics(pushing, references, reference_labels, **others)
         )
 
     def joined(tile):
@@ -90,10 +91,8 @@ def lifted_structure(
             for term in (jnp.square(hinges), 2.0 * hinges * share, tile.positives)
         )
 
-    positives = tiles.Statistic(
-        of_positives, (0.0, 0.0, 0.0), partial(jax.tree.map, jnp.add)
-    )
-    squares, slopes, numbers = pairwise.statistics(
+    positives = Statistic(of_positives, (0.0, 0.0, 0.0), partial(jax.tree.map, jnp.add))
+    squares, slopes, numbers = pairs.statistics(
         positives, embeddings, labels, sides=(pushes,), reference_sides=(other_pushes,),
         **anchors,
     )  # fmt: skip
@@ -103,13 +102,13 @@ def lifted_structure(
         if reference_mask is not None:
             seconds = (
                 reference_mask
-                * pairwise.statistics(
+                * pairs.statistics(
                     positives, embeddings, labels, sides=(pushes,), tiling=tiling
                 )[1]
             )
         slopes = slopes + seconds
     else:
-        other_slopes = pairwise.statistics(
+        other_slopes = pairs.statistics(
             positives, references, reference_labels, sides=(other_pushes,),
             reference_sides=(pushes,), **others,
         )[1]  # fmt: skip
@@ -124,14 +123,14 @@ def lifted_structure(
     def pair(tile):
         return apart(tile) + jnp.square(hinge(tile))
 
-    surrogate = pairwise.sum_over_pairs(
+    surrogate = pairs.sum_over_pairs(
         pair, embeddings, labels, sides=(pushes, slopes),
         reference_sides=(other_pushes,), **anchors,
     )  # fmt: skip
     if references is not None:
-        surrogate += pairwise.sum_over_pairs(
+        surrogate += pairs.sum_over_pairs(
             apart, references, reference_labels, sides=(other_pushes, other_slopes),
             **others,
         )  # fmt: skip
     scale = 0.5 / jnp.maximum(jnp.sum(numbers), 1.0)
-    return scale * tiles.with_gradient_of(jnp.sum(squares), surrogate)
+    return scale * pairs.with_gradient_of(jnp.sum(squares), surrogate)

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise, tiles
+from metricjax.losses import pairs, pairwise
+from metricjax.losses.tiles import Statistic
 
 
 def multi_similarity(
@@ -58,17 +59,8 @@ def multi_similarity(
         if value <= 0:
             raise InputError(f"{name} must be above 0, but it is {value}.")
 
-    pairs = {
-        "references": references,
-        "reference_labels": reference_labels,
-        "reference_mask": reference_mask,
-        "measure": pairwise.dot_products,
-        "tiling": tiling,
-    }
-    farthest, nearest = pairwise.statistics(_EXTREMES, embeddings, labels, **pairs)
-
     def kept(tile):
-        farthest, nearest, *_ = tile.sides
+        farthest, nearest = tile.sides[0]
         # Written so that NaN is kept, and shows.
         together = tile.positives & ~(tile.measures >= nearest + epsilon)
         return together, tile.negatives & ~(tile.measures <= farthest - epsilon)
@@ -79,39 +71,42 @@ def multi_similarity(
     def push(tile):
         return beta * (tile.measures - base), kept(tile)[1]
 
-    sums = pairwise.statistics(
-        tiles.both(tiles.log_sum_exp(pull), tiles.log_sum_exp(push)),
-        embeddings,
-        labels,
-        sides=(farthest, nearest),
-        **pairs,
-    )
-    pulled, pushed = (tiles.finish(parts) for parts in sums)
-    counts = ~((pulled == -jnp.inf) | (pushed == -jnp.inf))
-    # log(1 + sum), per anchor.
-    pulled, pushed = (jnp.logaddexp(total, 0.0) for total in (pulled, pushed))
-    value = jnp.where(counts, pulled / alpha + pushed / beta, 0.0)
+    def finish(sums):
+        """log(1 + sum) of both kinds, and whether there are both."""
+        pulled, pushed = (pairs.finish(parts) for parts in sums)
+        both = ~((pulled == -jnp.inf) | (pushed == -jnp.inf))
+        return jnp.logaddexp(pulled, 0.0), jnp.logaddexp(pushed, 0.0), both
+
+    def value(stages):
+        pulled, pushed, both = stages[1]
+        return jnp.where(both, pulled / alpha + pushed / beta, 0.0)
 
     def slope(tile):
         """Of the slope that log(1 + sum) has by this pair."""
-        _, _, pulled, pushed, counts = tile.sides
+        pulled, pushed, both = tile.sides[1]
         together, apart = kept(tile)
         exponent = jnp.where(
             together,
             -alpha * (tile.measures - base) - pulled,
             beta * (tile.measures - base) - pushed,
         )
-        exponent = jnp.where((together | apart) & counts, exponent, -jnp.inf)
+        exponent = jnp.where((together | apart) & both, exponent, -jnp.inf)
         return jnp.exp(exponent) * jnp.where(together, 1.0 / alpha, 1.0 / beta)
 
-    surrogate = pairwise.sum_over_pairs(
+    sums = pairs.both(pairs.log_sum_exp(pull), pairs.log_sum_exp(push))
+    total = pairs.sum_over_anchors(
+        (pairs.Stage(_EXTREMES), pairs.Stage(sums, finish)),
+        value,
         slope,
         embeddings,
         labels,
-        sides=(farthest, nearest, pulled, pushed, counts),
-        **pairs,
+        references=references,
+        reference_labels=reference_labels,
+        reference_mask=reference_mask,
+        measure=pairwise.dot_products,
+        tiling=tiling,
     )
-    return tiles.with_gradient_of(jnp.sum(value), surrogate) / max(len(labels), 1)
+    return total / max(len(labels), 1)
 
 
 def _extremes(tile, axis):
@@ -121,7 +116,7 @@ def _extremes(tile, axis):
 
 
 # Similarity of the farthest positive and of the nearest negative.
-_EXTREMES = tiles.Statistic(
+_EXTREMES = Statistic(
     _extremes,
     (jnp.inf, -jnp.inf),
     lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),

@@ -7,7 +7,6 @@ of anchors, or over the devices of a mesh (`arrangement.py`). All of them run th
 function, so they are the same mathematics by construction.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import arrangement, tiles
+from metricjax.losses import arrangement
 from metricjax.losses.arrangement import Anchors, References
 from metricjax.losses.numerics import safe_sqrt
-from metricjax.losses.tiles import Statistic, Tile, Tiles
 
 # (row [n], positives [n], negatives [n][, side]) -> (value, weight), or -> value.
 Anchor = Callable[..., Any]
@@ -176,136 +174,6 @@ def anchor_values(
     return arrangement.per_anchor(plan, anchors, others)
 
 
-def statistics(
-    statistic: Statistic,
-    embeddings: Float[Array, "b d"],
-    labels: Int[Array, " b"],
-    *,
-    sides: Any = None,
-    references: Float[Array, "n d"] | None = None,
-    reference_labels: Int[Array, " n"] | None = None,
-    reference_mask: Bool[Array, " n"] | None = None,
-    reference_sides: Any = None,
-    measure: Measure = distances,
-    tiling: Tiling = Tiling(),
-) -> Any:
-    """`statistic` of every anchor over its references: tree of [b]. No gradient.
-
-    Args:
-      statistic: what is asked, elementwise and reduced, see `tiles.Statistic`.
-      sides: arrays [b] of the anchors that it is told of.
-      reference_sides: arrays [n] of the references; `sides` where those are the batch.
-
-    The other arguments are those of `mean_over_anchors`. In blocks, within one batch
-    and on one device, half of the products are made, in tiles of `block_size` squared.
-    """
-    pairs = _Pairs.of(
-        embeddings, labels, references, reference_labels, reference_mask, sides,
-        reference_sides,
-    ).stopped()  # fmt: skip
-    if in_tiles(embeddings, references, reference_mask, tiling):
-        cut = Tiles(measure, tiling.dtype, tiling.block_size)
-        return tiles.statistics(cut, statistic, pairs.anchors)
-
-    def of_rows(anchors, others):
-        tile = _rows(measure, pairs.own, tiling.dtype, anchors, others)
-        return statistic.of_tile(tile, 1)
-
-    plan = arrangement.Plan(of_rows, tiling.block_size, tiling.mesh)
-    return arrangement.per_anchor(plan, pairs.anchors, pairs.references)
-
-
-def sum_over_pairs(
-    pair: Callable[[Tile], Float[Array, "k n"]],
-    embeddings: Float[Array, "b d"],
-    labels: Int[Array, " b"],
-    *,
-    sides: Any = None,
-    references: Float[Array, "n d"] | None = None,
-    reference_labels: Int[Array, " n"] | None = None,
-    reference_mask: Bool[Array, " n"] | None = None,
-    reference_sides: Any = None,
-    measure: Measure = distances,
-    tiling: Tiling = Tiling(),
-    symmetric: bool = False,
-) -> Float[Array, ""]:
-    """Sum of `pair` over all ordered pairs; differentiable once, by the embeddings.
-
-    Args:
-      pair: `(Tile) -> values`, elementwise, 0 where neither mask is set. Sides carry no
-        gradient.
-      symmetric: the value of (i, j) is that of (j, i) where the references are the
-        batch; the gradient then takes a matrix product less.
-
-    The other arguments are those of `statistics`.
-    """
-    stop = jax.lax.stop_gradient
-    pairs = _Pairs.of(
-        embeddings, labels, references, reference_labels, reference_mask, stop(sides),
-        stop(reference_sides),
-    )  # fmt: skip
-    if in_tiles(embeddings, references, reference_mask, tiling):
-        cut = Tiles(measure, tiling.dtype, tiling.block_size, symmetric)
-        return tiles.total(cut, pair, pairs.anchors)
-
-    def of_rows(anchors, others):
-        tile = _rows(measure, pairs.own, tiling.dtype, anchors, others)
-        return jnp.sum(pair(tile)), jnp.float32(0.0)
-
-    symmetric = symmetric and pairs.own and reference_mask is None
-    plan = arrangement.Plan(of_rows, tiling.block_size, tiling.mesh, symmetric)
-    return arrangement.total(plan, pairs.anchors, pairs.references)[0]
-
-
-def in_tiles(
-    embeddings: Array,
-    references: Array | None,
-    reference_mask: Array | None,
-    tiling: Tiling,
-) -> bool:
-    """Whether `statistics` and `sum_over_pairs` work in square tiles."""
-    blocks = tiling.block_size is not None and tiling.block_size < len(embeddings)
-    # A mask is of the references alone, so that it makes pairs one-sided.
-    own = references is None and reference_mask is None
-    return blocks and own and tiling.mesh is None
-
-
-def count_pairs(
-    embeddings: Float[Array, "b d"],
-    references: Float[Array, "n d"] | None = None,
-    reference_mask: Bool[Array, " n"] | None = None,
-) -> Float[Array, ""]:
-    """How many ordered pairs there are, an image with itself left out; float32."""
-    own, count = references is None, len(embeddings)
-    others = count if own else len(references)
-    if reference_mask is not None:
-        others = jnp.sum(reference_mask, dtype=jnp.float32)
-    return jnp.float32(count) * others - (others if own else 0.0)
-
-
-def hardest(
-    embeddings: Float[Array, "b d"],
-    labels: Int[Array, " b"],
-    **options: Any,
-) -> tuple[Int[Array, " b"], Int[Array, " b"], Bool[Array, " b"]]:
-    """Farthest positive and nearest negative of every anchor, as indices.
-
-    Arguments as in `statistics`; no gradient. Of several equally far ones the first
-    is taken, and a row with NaN leads to a reference with NaN.
-
-    Returns:
-      Index of the positive [b], of the negative [b], and whether the anchor has both.
-    """
-    (_, far), (_, near) = statistics(_HARDEST, embeddings, labels, **options)
-    both = (far < _NOWHERE) & (near < _NOWHERE)
-    first = jnp.zeros_like(far)
-    return (
-        jnp.where(far < _NOWHERE, far - 1, first),
-        jnp.where(near < _NOWHERE, near - 1, first),
-        both,
-    )
-
-
 def paired_distances(
     anchors: Float[Array, "b d"], others: Float[Array, "b d"], *, squared: bool = False
 ) -> Float[Array, " b"]:
@@ -423,92 +291,3 @@ def _sum_of_rows(anchor, measure, own, dtype, batched, anchors, references):
     )
     weights = jnp.where(anchors.numbers > 0, weights, 0).astype(jnp.float32)
     return jnp.sum(jnp.where(weights > 0, values, 0.0)), jnp.sum(weights)
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """What a loss over pairs was given, checked."""
-
-    anchors: Anchors
-    references: References
-    own: bool
-
-    @classmethod
-    def of(cls, embeddings, labels, references, reference_labels, mask, sides, others):
-        own = references is None
-        anchors, columns, own = labelled_pairs(
-            embeddings, labels, references, reference_labels, mask, sides
-        )
-        columns = columns._replace(sides=sides if own else others)
-        return cls(anchors, columns, own)
-
-    def stopped(self) -> "_Pairs":
-        stop = jax.lax.stop_gradient
-        return dataclasses.replace(
-            self, anchors=stop(self.anchors), references=stop(self.references)
-        )
-
-
-def _rows(measure, own, dtype, anchors, references) -> Tile:
-    """Some anchors against all references; masks are empty for padding."""
-    measures = measure(anchors.embeddings, references.embeddings, dtype)
-    same = anchors.labels[:, None] == references.labels[None, :]
-    counts = (anchors.numbers > 0)[:, None] & references.mask[None, :]
-    numbers = jnp.arange(1, len(references.labels) + 1)[None, :]
-    positives, negatives = same & counts, ~same & counts
-    if own:
-        positives &= anchors.numbers[:, None] != numbers
-
-    def expand(tree, axis):
-        return jax.tree.map(lambda array: jnp.expand_dims(array, axis), tree)
-
-    return Tile(
-        measures,
-        positives,
-        negatives,
-        expand(anchors.sides, 1),
-        expand(references.sides, 0),
-        numbers,
-    )
-
-
-# Beyond every number of a reference.
-_NOWHERE = jnp.iinfo(jnp.int32).max
-
-
-def _first_largest(values, mask, numbers, axis):
-    """The largest value under the mask, and the lowest number that has it.
-
-    Two plain reductions: a variadic one (`argmax`) is several times slower on CPU.
-    """
-    masked = jnp.where(mask, values, -jnp.inf)
-    best = jnp.max(masked, axis=axis, keepdims=True)
-    found = mask & ((masked == best) | jnp.isnan(masked))
-    number = jnp.min(jnp.where(found, numbers, _NOWHERE), axis=axis)
-    return jnp.squeeze(best, axis), number
-
-
-def _hardest_of_tile(tile, axis):
-    return (
-        _first_largest(tile.measures, tile.positives, tile.numbers, axis),
-        _first_largest(-tile.measures, tile.negatives, tile.numbers, axis),
-    )
-
-
-def _harder(first, second):
-    def larger(a, b):
-        (value, number), (other, other_number) = a, b
-        tied = (value == other) | (jnp.isnan(value) & jnp.isnan(other))
-        better = (other > value) | (jnp.isnan(other) & ~jnp.isnan(value))
-        chosen = jnp.where(better, other_number, number)
-        lowest = jnp.minimum(number, other_number)
-        return jnp.maximum(value, other), jnp.where(tied, lowest, chosen)
-
-    return tuple(larger(a, b) for a, b in zip(first, second, strict=True))
-
-
-_HARDEST = Statistic(
-    of_tile=_hardest_of_tile,
-    start=((-jnp.inf, _NOWHERE), (-jnp.inf, _NOWHERE)),
-    merge=_harder,
-)

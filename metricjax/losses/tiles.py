@@ -59,62 +59,6 @@ class Statistic:
     merge: Callable[[Any, Any], Any]
 
 
-def log_sum_exp(terms: Callable[[Tile], tuple[Array, Array]]) -> Statistic:
-    """Of some of each anchor's pairs, as (largest, sum relative to it).
-
-    `terms(Tile) -> (values, mask)`, elementwise; `finish` makes the logarithm of it.
-    """
-
-    def of_tile(tile, axis):
-        values, mask = terms(tile)
-        masked = jnp.where(mask, values, -jnp.inf)
-        largest = jnp.max(masked, axis=axis, keepdims=True)
-        none = largest == -jnp.inf
-        total = jnp.sum(jnp.exp(masked - jnp.where(none, 0.0, largest)), axis=axis)
-        return jnp.squeeze(largest, axis), total
-
-    def merge(first, second):
-        (one, total), (other, more) = first, second
-        largest = jnp.maximum(one, other)
-        finite = jnp.where(largest == -jnp.inf, 0.0, largest)
-        return largest, total * jnp.exp(one - finite) + more * jnp.exp(other - finite)
-
-    return Statistic(of_tile, (-jnp.inf, 0.0), merge)
-
-
-def finish(parts: tuple[Array, Array]) -> Array:
-    """`log sum exp` of what `log_sum_exp` gives; -inf where there was no term."""
-    largest, total = parts
-    none = largest == -jnp.inf
-    return jnp.where(none, -jnp.inf, largest + jnp.log(jnp.where(none, 1.0, total)))
-
-
-def both(first: Statistic, second: Statistic) -> Statistic:
-    """Two statistics of the same tiles, as a pair."""
-    return Statistic(
-        lambda tile, axis: (first.of_tile(tile, axis), second.of_tile(tile, axis)),
-        (first.start, second.start),
-        lambda a, b: (first.merge(a[0], b[0]), second.merge(a[1], b[1])),
-    )
-
-
-def with_gradient_of(
-    value: Float[Array, "..."], surrogate: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """`value`, with the gradient of `surrogate` in place of its own."""
-    return _with_gradient_of(value, surrogate)
-
-
-@jax.custom_jvp
-def _with_gradient_of(value, surrogate):
-    return value
-
-
-@_with_gradient_of.defjvp
-def _tangent_of_surrogate(primals, tangents):
-    return primals[0], tangents[1]
-
-
 @dataclass(frozen=True)
 class Tiles:
     """How a batch is cut.

@@ -8,8 +8,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise, tiles, triplet_sums
+from metricjax.losses import pairs, pairwise, triplet_sums
+from metricjax.losses.hardest import hardest
 from metricjax.losses.positives import positives_of
+from metricjax.losses.tiles import Statistic
 
 MININGS = ("hard", "all", "semihard")
 # Up to this many positives of an anchor are taken one by one in tiles,
@@ -73,7 +75,7 @@ def triplet(
         raise InputError(f"mining is {mining!r}: choose one of {', '.join(MININGS)}.")
     if soft and mining != "hard":
         raise InputError(f"soft goes with mining 'hard' only, but it is {mining!r}.")
-    pairs = {
+    options = {
         "references": references,
         "reference_labels": reference_labels,
         "reference_mask": reference_mask,
@@ -84,9 +86,9 @@ def triplet(
         semi = mining == "semihard"
         rows = triplet_sums.semihard if semi else triplet_sums.active
         in_rows = partial(
-            pairwise.mean_over_anchors, partial(rows, margin), batched=True, **pairs
+            pairwise.mean_over_anchors, partial(rows, margin), batched=True, **options
         )
-        if not pairwise.in_tiles(embeddings, references, reference_mask, tiling):
+        if not pairs.in_tiles(embeddings, references, reference_mask, tiling):
             return in_rows(embeddings, labels)
         pairwise.check_labelled("embeddings", embeddings, labels)
         of_each = positives_of(jnp.asarray(labels), _FEW)
@@ -97,7 +99,7 @@ def triplet(
             embeddings.astype(jnp.float32),
             labels,
         )
-    positive, negative, valid = pairwise.hardest(embeddings, labels, **pairs)
+    positive, negative, valid = hardest(embeddings, labels, **options)
     anchors = embeddings.astype(jnp.float32)
     others = anchors if references is None else references.astype(jnp.float32)
     far = pairwise.paired_distances(anchors, others[positive], squared=squared)
@@ -113,7 +115,7 @@ def _in_tiles(margin, semi, squared, tiling, of_each, at_once, embeddings, label
     asked how many of its negatives make a triplet with it. `at_once`: positives are so
     few that one pass over a tile takes them all.
     """
-    pairs = {
+    options = {
         "measure": pairwise.squared_distances if squared else pairwise.distances,
         "tiling": tiling,
     }
@@ -166,11 +168,11 @@ def _in_tiles(margin, semi, squared, tiling, of_each, at_once, embeddings, label
         count = tile.measures.shape[1 - axis]
         return for_all(tile, add, (jnp.zeros(count), jnp.zeros((count, _FEW))))
 
-    statistic = tiles.Statistic(
+    statistic = Statistic(
         of_tile, (0.0, jnp.zeros(_FEW)), partial(jax.tree.map, jnp.add)
     )
-    value, numbers = pairwise.statistics(
-        statistic, embeddings, labels, sides=(near,), **pairs
+    value, numbers = pairs.statistics(
+        statistic, embeddings, labels, sides=(near,), **options
     )
 
     def slope(tile):
@@ -190,8 +192,8 @@ def _in_tiles(margin, semi, squared, tiling, of_each, at_once, embeddings, label
         fixed = tile._replace(measures=lax.stop_gradient(tile.measures))
         return slope(fixed) * tile.measures
 
-    surrogate = pairwise.sum_over_pairs(
-        pair, embeddings, labels, sides=(near, of_each.index + 1, numbers), **pairs
+    surrogate = pairs.sum_over_pairs(
+        pair, embeddings, labels, sides=(near, of_each.index + 1, numbers), **options
     )
     count = jnp.maximum(jnp.sum(numbers), 1.0)
-    return tiles.with_gradient_of(jnp.sum(value), surrogate) / count
+    return pairs.with_gradient_of(jnp.sum(value), surrogate) / count

@@ -10,7 +10,15 @@ from metricjax.models import layers, pooling
 from metricjax.models.output import Output
 from metricjax.models.resnet import ResNet
 
-DESCRIPTORS = {"S": "SPoC, the mean", "M": "MAC, the maximum", "G": "GeM"}
+DESCRIPTORS = {
+    "S": "SPoC, the mean",
+    "M": "MAC, the maximum",
+    "G": "GeM",
+    "A": "SPoC and MAC added",
+    "W": "SPoC weighted towards the centre",
+    "V": "GeM weighted towards the centre",
+    "R": "R-MAC",
+}
 CLASSIFIER = ("classifier_bn", "classifier")
 
 
@@ -35,7 +43,8 @@ class CGD(nn.Module):
 
     Attributes:
       descriptors: letters S (SPoC), M (MAC), G (GeM), none twice; the first carries the
-        classifier.
+        classifier. Beyond the paper: A (SPoC + MAC, what Proxy-Anchor pools by), W and
+        V (SPoC and GeM with `pooling.center_weights`), R (R-MAC).
       dim: length of the embedding; "A" and "C" with "concat" give each of the n
         descriptors `dim / n` of it. 0: the descriptors as they are, without the W_i.
       architecture: "C", "A" or "B".
@@ -45,6 +54,8 @@ class CGD(nn.Module):
         is the paper's ResNet-50 with stage 4's downsampling removed.
       gem_p: GeM's exponent, >= 1 (fixed at 3 in the paper).
       learnable_p: learn GeM's exponent, from `gem_p` (> 1).
+      use_bias: the linear maps of the embedding have a bias, as those of Proxy-Anchor
+        and of embedding expansion do.
 
     Raises:
       InputError: an unknown or repeated letter, a `dim` that the descriptors do not
@@ -60,6 +71,7 @@ class CGD(nn.Module):
     backbone: nn.Module | None = None
     gem_p: float = 3.0
     learnable_p: bool = False
+    use_bias: bool = False
 
     def __post_init__(self):
         _check(self)
@@ -96,9 +108,19 @@ class CGD(nn.Module):
             return pooling.spoc(features)
         if letter == "M":
             return pooling.mac(features)
+        if letter == "A":
+            return pooling.spoc(features) + pooling.mac(features)
+        if letter == "R":
+            return pooling.rmac(features)
+        weights = None
+        if letter in "WV":
+            weights = pooling.center_weights(*features.shape[1:3])
+        if letter == "W":
+            return pooling.spoc(features, weights)
         if self.learnable_p:
-            return pooling.GeM(self.gem_p, name="gem")(features)
-        return pooling.gem(features, self.gem_p)
+            name = {"G": "gem", "V": "gem_weighted"}[letter]
+            return pooling.GeM(self.gem_p, name=name)(features, weights)
+        return pooling.gem(features, self.gem_p, weights=weights)
 
     def _combine(self, raw):
         """Raw descriptors, n of [b, c], to (embedding, learners or None, unnormalized).
@@ -126,7 +148,7 @@ class CGD(nn.Module):
         if not width:
             return descriptor
         return nn.Dense(
-            width, use_bias=False, precision=lax.Precision.HIGHEST, name=name
+            width, use_bias=self.use_bias, precision=lax.Precision.HIGHEST, name=name
         )(descriptor)
 
     def _classify(self, descriptor, train):

@@ -4,13 +4,13 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
 from metricjax.models import layers
+from metricjax.models.backbone import Backbone
 
 
-class ConvNet(nn.Module):
+class ConvNet(Backbone):
     """A strided stem, then stages of `x + relu(bn(conv(x)))`.
 
     The stem is a 5x5 convolution of stride 2; every further stage begins with a 3x3
@@ -24,7 +24,7 @@ class ConvNet(nn.Module):
         that it counts where in the image a stroke lies; normalised and nothing more, as
         pooling leaves it as it is. 0: none.
       dtype: type of computation.
-      frozen_bn: see `layers.BatchNorm`.
+      frozen_bn, only, keep_size: see `Backbone`.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
@@ -32,6 +32,8 @@ class ConvNet(nn.Module):
     whole: int = 0
     dtype: jnp.dtype = jnp.float32
     frozen_bn: bool = False
+    only: tuple[str, ...] | None = None
+    keep_size: bool = False
 
     def __post_init__(self):
         if not self.widths or any(width < 1 for width in self.widths):
@@ -45,24 +47,30 @@ class ConvNet(nn.Module):
             )
         super().__post_init__()
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w c"], train: bool = False
-    ) -> Float[Array, "b p q o"]:
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        stages = [f"stage{index}" for index in range(len(self.widths) - 1)]
+        return ("stem", *stages, *(["whole"] if self.whole else []))
+
+    @property
+    def branch_after(self) -> str:
+        return self.blocks[(len(self.widths) - 1) // 2]
+
+    def apply_block(self, name, features, train):
         conv = partial(layers.Conv, dtype=self.dtype)
         norm = partial(layers.BatchNorm, dtype=self.dtype, frozen=self.frozen_bn)
-        stem, *stages = self.widths
-        features = conv(stem, 5, 2, name="stem")(images)
-        features = nn.relu(norm(name="stem_bn")(features, train))
-        for stage, width in enumerate(stages):
-            features = conv(width, 3, 2, name=f"down{stage}")(features)
-            features = nn.relu(norm(name=f"down{stage}_bn")(features, train))
-            for index in range(self.depth):
-                name = f"stage{stage}_{index}"
-                branch = conv(width, 3, name=name)(features)
-                features += nn.relu(norm(name=f"{name}_bn")(branch, train))
-        if self.whole:
+        if name == "stem":
+            features = conv(self.widths[0], 5, self.stride(2), name="stem")(features)
+            return nn.relu(norm(name="stem_bn")(features, train))
+        if name == "whole":
             flat = features.reshape(len(features), 1, 1, -1)
             features = conv(self.whole, 1, name="whole")(flat)
-            features = norm(name="whole_bn")(features, train)
+            return norm(name="whole_bn")(features, train)
+        stage = int(name.removeprefix("stage"))
+        width = self.widths[stage + 1]
+        features = conv(width, 3, self.stride(2), name=f"down{stage}")(features)
+        features = nn.relu(norm(name=f"down{stage}_bn")(features, train))
+        for index in range(self.depth):
+            branch = conv(width, 3, name=f"{name}_{index}")(features)
+            features += nn.relu(norm(name=f"{name}_{index}_bn")(branch, train))
         return features

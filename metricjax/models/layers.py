@@ -100,10 +100,104 @@ class BatchNorm(nn.BatchNorm):
         return super().__call__(features, use_running_average=self.frozen or not train)
 
 
+class ConvUnit(nn.Module):
+    """Convolution, batch normalisation and ReLU; submodules `conv` and `bn`.
+
+    Attributes:
+      features, kernel_size, strides, padding, groups, dtype: see `Conv`.
+      use_bias: the convolution has one; needed where nothing is normalised.
+      batch_norm: whether there is normalisation.
+      epsilon, frozen: of the normalisation, see `BatchNorm`.
+      relu: whether the result is cut at 0.
+    """
+
+    features: int
+    kernel_size: int = 3
+    strides: int = 1
+    padding: int | None = None
+    groups: int = 1
+    use_bias: bool = False
+    batch_norm: bool = True
+    epsilon: float = 1e-5
+    frozen: bool = False
+    relu: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "b h w c"], train: bool
+    ) -> Float[Array, "b p q o"]:
+        features = Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            self.padding,
+            self.groups,
+            self.use_bias,
+            self.dtype,
+            name="conv",
+        )(features)
+        if self.batch_norm:
+            features = BatchNorm(
+                epsilon=self.epsilon, frozen=self.frozen, dtype=self.dtype, name="bn"
+            )(features, train)
+        return nn.relu(features) if self.relu else features
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels weighted by a small network of their means (Hu et al., CVPR 2018).
+
+    `x * sigmoid(W_2 relu(W_1 mean_hw(x) + b_1) + b_2)`; submodules `fc1`, `fc2`.
+
+    Attributes:
+      reduction: channels of the image per channel of the hidden layer.
+      dtype: type of computation.
+    """
+
+    reduction: int = 16
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = features.shape[-1]
+        weights = jnp.mean(features, axis=(1, 2))
+        hidden = nn.Dense(channels // self.reduction, dtype=self.dtype, name="fc1")
+        weights = nn.relu(hidden(weights))
+        weights = nn.Dense(channels, dtype=self.dtype, name="fc2")(weights)
+        return features * nn.sigmoid(weights)[:, None, None]
+
+
+def local_response_normalize(
+    features: Float[Array, "b h w c"],
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+) -> Float[Array, "b h w c"]:
+    """Divides by the squares of neighbouring channels, as GoogLeNet in Caffe does.
+
+    `x_c / (1 + alpha / size * sum_{|j - c| <= size / 2} x_j^2)^beta` (Krizhevsky et
+    al., NeurIPS 2012, with Caffe's division by the size).
+
+    Args:
+      features: [b, h, w, c].
+      size: neighbouring channels, odd.
+      alpha, beta: of the formula.
+    """
+    reach = size // 2
+    channels = features.shape[-1]
+    squares = jnp.pad(jnp.square(features), [(0, 0)] * 3 + [(reach, reach)])
+    around = sum(squares[..., start : start + channels] for start in range(size))
+    return features * (1 + alpha / size * around) ** -beta
+
+
 def max_pool(
-    features: Float[Array, "b h w c"], window: int, stride: int, padding: int = 0
+    features: Float[Array, "b h w c"],
+    window: int,
+    stride: int,
+    padding: int = 0,
+    ceil_mode: bool = False,
 ) -> Float[Array, "b p q c"]:
-    """The largest value in every window; rows and columns left over are dropped.
+    """The largest value in every window.
 
     Windows that tile the image are reduced as a reshape and a maximum: the same values,
     and a gradient without the select-and-scatter that is slow on CPU. Where several
@@ -114,15 +208,45 @@ def max_pool(
       window: side of the window in pixels.
       stride: step between windows in pixels.
       padding: pixels of minus infinity on every side, at most `window // 2`.
+      ceil_mode: rows and columns that are left over at the end get a last, shorter
+        window, as in Caffe and in PyTorch's `ceil_mode`; otherwise they are dropped.
 
     Returns:
-      [b, p, q, c] with `p = (h + 2 padding - window) // stride + 1`, `q` likewise.
+      [b, p, q, c] with `p = (h + 2 padding - window) // stride + 1`, rounded up instead
+      of down with `ceil_mode`; `q` likewise.
     """
-    if window != stride or padding:
-        sides = ((padding, padding), (padding, padding))
-        return nn.max_pool(features, (window, window), (stride, stride), sides)
     batch, height, width, channels = features.shape
+    sides = [
+        (padding, padding + _left_over(side, window, stride, padding, ceil_mode))
+        for side in (height, width)
+    ]
+    if window != stride or any(before or after for before, after in sides):
+        return nn.max_pool(features, (window, window), (stride, stride), sides)
     rows, columns = height // window, width // window
     tiled = features[:, : rows * window, : columns * window]
     tiled = tiled.reshape(batch, rows, window, columns, window, channels)
     return jnp.max(tiled, axis=(2, 4))
+
+
+def _left_over(side, window, stride, padding, ceil_mode) -> int:
+    """Pixels to be added behind the padding so that the last window is whole."""
+    beyond = (side + 2 * padding - window) % stride
+    if not ceil_mode or not beyond:
+        return 0
+    start = side + 2 * padding - window + stride - beyond
+    # A window that would begin in the padding behind the image is none.
+    return stride - beyond if start < side + padding else 0
+
+
+def average_pool(
+    features: Float[Array, "b h w c"], window: int, padding: int = 0
+) -> Float[Array, "b p q c"]:
+    """The mean of every window at stride 1; zeros of the padding count.
+
+    Args:
+      features: [b, h, w, c].
+      window: side of the window in pixels.
+      padding: pixels of zeros on every side.
+    """
+    sides = ((padding, padding), (padding, padding))
+    return nn.avg_pool(features, (window, window), (1, 1), sides)

@@ -14,7 +14,8 @@ class Output(NamedTuple):
         learners that have a loss each; otherwise None.
       logits: [b, classes] float32, where a classifier is part of training and this is
         training; otherwise None.
-      features: the backbone's feature map [b, h, w, c], in the backbone's type.
+      features: the backbone's feature map [b, h, w, c], in the backbone's type; where
+        the learners have maps of their own, [b, m, h, w, c].
       unnormalized: [b, d] float32, the embedding as the last linear maps leave it, with
         nothing brought to unit length; where there are learners, theirs side by side.
         None where the model has no such thing.

@@ -1,9 +1,10 @@
-"""ResNet-18 and ResNet-50 feature maps (He et al., CVPR 2016), NHWC.
+"""ResNet-18, ResNet-50 and SE-ResNet-50 feature maps (He et al., CVPR 2016), NHWC.
 
 Stride placement is "v1.5": a bottleneck strides in its 3x3 convolution. Padding, batch
 normalisation and submodule names follow torchvision's, so that its weights map one to
 one: `layer3_0/conv2/kernel` here is `layer3.0.conv2.weight` there (transposed), and
-`downsample_conv`, `downsample_bn` are `downsample.0` and `downsample.1`.
+`downsample_conv`, `downsample_bn` are `downsample.0` and `downsample.1`. Squeeze and
+excitation (Hu et al., CVPR 2018) is timm's `layer3.0.se`.
 """
 
 from functools import partial
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
 from metricjax.models import layers
+from metricjax.models.backbone import Backbone, check_last_stride
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
 
@@ -26,12 +28,15 @@ class BasicBlock(nn.Module):
       strides: of the first convolution and of the shortcut.
       dtype: type of computation.
       frozen_bn: see `layers.BatchNorm`.
+      squeeze_excitation: weight the channels of `f(x)`, see
+        `layers.SqueezeExcitation`.
     """
 
     width: int
     strides: int = 1
     dtype: jnp.dtype = jnp.float32
     frozen_bn: bool = False
+    squeeze_excitation: bool = False
     expansion = 1
 
     @nn.compact
@@ -43,7 +48,7 @@ class BasicBlock(nn.Module):
         branch = conv(self.width, 3, self.strides, name="conv1")(features)
         branch = nn.relu(norm(name="bn1")(branch, train))
         branch = conv(self.width, 3, name="conv2")(branch)
-        branch = norm(name="bn2")(branch, train)
+        branch = _excited(self, norm(name="bn2")(branch, train))
         return nn.relu(branch + _shortcut(self, features, train))
 
 
@@ -54,6 +59,7 @@ class Bottleneck(nn.Module):
     strides: int = 1
     dtype: jnp.dtype = jnp.float32
     frozen_bn: bool = False
+    squeeze_excitation: bool = False
     expansion = 4
 
     @nn.compact
@@ -67,22 +73,24 @@ class Bottleneck(nn.Module):
         branch = conv(self.width, 3, self.strides, name="conv2")(branch)
         branch = nn.relu(norm(name="bn2")(branch, train))
         branch = conv(self.width * self.expansion, 1, name="conv3")(branch)
-        branch = norm(name="bn3")(branch, train)
+        branch = _excited(self, norm(name="bn3")(branch, train))
         return nn.relu(branch + _shortcut(self, features, train))
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """ResNet without its pooling and classifier: images to the last feature map.
 
     Parameters are float32. At 224x224 with `last_stride=2`: ResNet-18 11.18 M
-    parameters, 1.81 GMAC, 512 channels; ResNet-50 23.51 M, 4.09 GMAC, 2048 channels.
+    parameters, 1.81 GMAC, 512 channels; ResNet-50 23.51 M, 4.09 GMAC, 2048 channels,
+    with squeeze and excitation 26.04 M, 4.09 GMAC.
 
     Attributes:
       depth: 18 or 50.
       last_stride: stride of the fourth stage; 1 removes its downsampling (a 14x14 map
         from 224x224 pixels instead of 7x7), as CGD does (arXiv 1903.10663, Fig. 1).
+      squeeze_excitation: SE-ResNet.
       dtype: type of computation and of the features, float32 or bfloat16.
-      frozen_bn: batch normalisation uses its running averages in training too.
+      frozen_bn, only, keep_size: see `Backbone`.
 
     Raises:
       InputError: another depth or stride.
@@ -90,38 +98,55 @@ class ResNet(nn.Module):
 
     depth: int = 50
     last_stride: int = 2
+    squeeze_excitation: bool = False
     dtype: jnp.dtype = jnp.float32
     frozen_bn: bool = False
+    only: tuple[str, ...] | None = None
+    keep_size: bool = False
 
     def __post_init__(self):
         if self.depth not in BLOCKS_PER_STAGE:
             raise InputError(f"ResNet depth is {self.depth}; it can be 18 or 50.")
-        if self.last_stride not in (1, 2):
-            raise InputError(
-                f"ResNet last_stride is {self.last_stride}; it can be 1 or 2."
-            )
+        check_last_stride(self)
         super().__post_init__()
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "b h w 3"], train: bool = False
-    ) -> Float[Array, "b p q c"]:
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        counts = enumerate(BLOCKS_PER_STAGE[self.depth], start=1)
+        units = [f"layer{stage}_{index}" for stage, n in counts for index in range(n)]
+        return ("conv1", "pool1", *units)
+
+    @property
+    def branch_after(self) -> str:
+        return f"layer2_{BLOCKS_PER_STAGE[self.depth][1] - 1}"
+
+    def apply_block(self, name, features, train):
+        if name == "conv1":
+            stride = self.stride(2)
+            features = layers.Conv(64, 7, stride, dtype=self.dtype, name=name)(features)
+            norm = layers.BatchNorm(dtype=self.dtype, frozen=self.frozen_bn, name="bn1")
+            return nn.relu(norm(features, train))
+        if name == "pool1":
+            if self.keep_size:
+                return features
+            return layers.max_pool(features, window=3, stride=2, padding=1)
+        stage, index = (int(part) for part in name.removeprefix("layer").split("_"))
+        wanted = (1, 2, 2, self.last_stride)[stage - 1] if index == 0 else 1
         block = BasicBlock if self.depth == 18 else Bottleneck
-        settings = {"dtype": self.dtype, "frozen_bn": self.frozen_bn}
-        features = layers.Conv(64, 7, 2, dtype=self.dtype, name="conv1")(images)
-        norm = layers.BatchNorm(dtype=self.dtype, frozen=self.frozen_bn, name="bn1")
-        features = nn.relu(norm(features, train))
-        features = layers.max_pool(features, window=3, stride=2, padding=1)
-        stage_strides = (1, 2, 2, self.last_stride)
-        for stage, count in enumerate(BLOCKS_PER_STAGE[self.depth]):
-            for index in range(count):
-                features = block(
-                    width=64 * 2**stage,
-                    strides=stage_strides[stage] if index == 0 else 1,
-                    name=f"layer{stage + 1}_{index}",
-                    **settings,
-                )(features, train)
-        return features
+        return block(
+            width=64 * 2 ** (stage - 1),
+            strides=self.stride(wanted),
+            dtype=self.dtype,
+            frozen_bn=self.frozen_bn,
+            squeeze_excitation=self.squeeze_excitation,
+            name=name,
+        )(features, train)
+
+
+def _excited(block, branch):
+    if not block.squeeze_excitation:
+        return branch
+    return layers.SqueezeExcitation(dtype=block.dtype, name="se")(branch)
 
 
 def _shortcut(block, features, train):

@@ -11,6 +11,7 @@ import reference
 from metricjax import mesh
 from metricjax.errors import InputError
 from metricjax.losses import Tiling, pairwise
+from metricjax.losses.hardest import hardest
 from metricjax.losses.numerics import masked_mean
 
 LABELS = np.array([4, 4, 4, 7, 7, -2, -2, -2, -2, 9, 7, 5])
@@ -360,7 +361,7 @@ def test_values_of_anchors_and_their_gradient(block_size):
 def test_hardest_takes_the_first_of_equals():
     embeddings = f32([[0.0], [1.0], [-1.0], [5.0], [5.0], [9.0]])
     labels = np.array([0, 0, 0, 1, 1, 2])
-    far, near, valid = jax.jit(pairwise.hardest)(embeddings, labels)
+    far, near, valid = jax.jit(hardest)(embeddings, labels)
     np.testing.assert_array_equal(far[:5], [1, 2, 1, 4, 3])
     np.testing.assert_array_equal(near, [3, 3, 3, 1, 1, 3])
     np.testing.assert_array_equal(valid, [True] * 5 + [False])

@@ -72,7 +72,7 @@ def test_every_setting_reaches_its_part(backbone):
         frozen_bn=True,
     )
     model = models.build(config, num_classes=7)
-    trunk = ResNet(int(backbone[6:]), 2, jnp.dtype("bfloat16"), frozen_bn=True)
+    trunk = ResNet(int(backbone[6:]), 2, dtype=jnp.dtype("bfloat16"), frozen_bn=True)
     assert model == CGD("SG", 10, "C", "sum", 7, trunk, 2.5, True)
 
 

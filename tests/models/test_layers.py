@@ -140,3 +140,40 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_variables():
     assert convolved.dtype == normalized.dtype == jnp.bfloat16
     for leaf in jax.tree.leaves((conv_variables, norm_variables)):
         assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 6, 7, 8, 9, 112])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(3, 2, 0), (2, 2, 0), (3, 2, 1), (3, 1, 1)]
+)
+def test_poolings_that_round_up_equal_torchs(size, window, stride, padding):
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    values = np.random.default_rng(size).normal(size=(2, size, size + 1, 3))
+    values = values.astype(np.float32)
+    if size + 1 < window:
+        pytest.skip("the window is larger than the image")
+    expected = torch.nn.functional.max_pool2d(
+        torch.tensor(values.transpose(0, 3, 1, 2)), window, stride, padding,
+        ceil_mode=True,
+    ).numpy()  # fmt: skip
+    got = layers.max_pool(jnp.asarray(values), window, stride, padding, ceil_mode=True)
+    np.testing.assert_array_equal(got, expected.transpose(0, 2, 3, 1))
+
+
+def test_average_pool_and_response_normalisation_equal_torchs():
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
+    values = np.random.default_rng(0).normal(size=(2, 5, 6, 9)).astype(np.float32) * 9
+    images = torch.tensor(values.transpose(0, 3, 1, 2))
+    for got, expected in (
+        (
+            layers.average_pool(jnp.asarray(values), 3, padding=1),
+            torch.nn.functional.avg_pool2d(images, 3, 1, 1),
+        ),
+        (
+            layers.local_response_normalize(jnp.asarray(values)),
+            torch.nn.functional.local_response_norm(images, 5, 1e-4, 0.75, 1.0),
+        ),
+    ):
+        np.testing.assert_allclose(
+            got, expected.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
+        )

@@ -140,3 +140,73 @@ def test_pooling_equals_torch():
     for pool, rival in rivals.items():
         expected = rival.flatten(1).numpy()
         np.testing.assert_allclose(pool(jnp.asarray(features)), expected, rtol=1e-5)
+
+
+def test_weights_say_how_much_a_position_counts():
+    features = _features(7)
+    height, width = features.shape[1:3]
+    same = jnp.full((height, width), 0.3)
+    for pool in (pooling.spoc, pooling.gem):
+        np.testing.assert_allclose(
+            pool(features, weights=same), pool(features), rtol=1e-5
+        )
+        one = jnp.zeros((height, width)).at[2, 1].set(5.0)
+        np.testing.assert_allclose(
+            pool(features, weights=one), features[:, 2, 1], rtol=1e-5, atol=2e-6
+        )
+    weights = np.random.default_rng(1).uniform(0, 2, (height, width))
+    share = weights / weights.sum()
+    np.testing.assert_allclose(
+        pooling.spoc(features, jnp.asarray(weights)),
+        np.einsum("bhwc,hw->bc", features, share),
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(
+        pooling.gem(features, 3.0, weights=jnp.asarray(weights)),
+        np.einsum("bhwc,hw->bc", features.astype(float) ** 3, share) ** (1 / 3),
+        rtol=1e-4,
+        atol=2e-6,
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 7), (6, 9), (2, 5)])
+def test_weights_of_the_centre(height, width):
+    weights = pooling.center_weights(height, width)
+    assert weights.shape == (height, width) and weights.max() == 1
+    np.testing.assert_array_equal(weights, weights[::-1, ::-1])
+    row, column = height // 2, width // 2
+    assert weights[row, column] == 1
+    if (height, width) == (7, 7):
+        # A third of the way to the border, 3.5 / 3 positions, is one deviation.
+        np.testing.assert_allclose(weights[3, 4], np.exp(-0.5 * (3 / 3.5) ** 2))
+
+
+def test_rmac_adds_up_unit_maxima_of_regions():
+    features = _features(8, (2, 4, 4, 5))
+    # Levels 1 and 2 of a 4x4 map: all of it, and four squares of 2.
+    squares = [(0, 0, 4), (0, 0, 2), (0, 2, 2), (2, 0, 2), (2, 2, 2)]
+    assert sorted(pooling.regions_of(4, 4, 2)) == sorted(squares)
+    expected = 0
+    for top, left, side in [(0, 0, 4), *squares]:
+        part = features[:, top : top + side, left : left + side].max(axis=(1, 2))
+        expected += part / np.linalg.norm(part, axis=1, keepdims=True)
+    np.testing.assert_allclose(pooling.rmac(features, 2), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (7, 10), (14, 9), (1, 1)])
+def test_regions_lie_in_the_map_and_cover_it(height, width):
+    regions = pooling.regions_of(height, width, 3)
+    if height == width > 1:
+        assert len(regions) == 1 + 4 + 9
+    covered = np.zeros((height, width))
+    for top, left, side in regions:
+        assert 0 <= top <= height - side and 0 <= left <= width - side
+        covered[top : top + side, left : left + side] += 1
+    assert covered.min() >= 1
+
+
+def test_rmac_needs_a_level_and_weights_their_map():
+    with pytest.raises(InputError, match="0 levels"):
+        pooling.rmac(_features(), 0)
+    with pytest.raises(InputError, match=r"shape \(2, 2\)"):
+        pooling.spoc(_features(), jnp.ones((2, 2)))

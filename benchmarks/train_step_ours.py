@@ -1,0 +1,71 @@
+"""One training step of ours: forward, loss, backward, SGD with momentum."""
+
+import harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from train_step_cases import CASES, CLASSES, LEARNING_RATE, MOMENTUM, inputs
+
+from metricjax import losses, models
+from metricjax.models import cost
+
+
+class Task:
+    """The step of a case, compiled, its state on the device."""
+
+    def __init__(self, name, batch, way):
+        case = CASES[name]
+        images, labels = inputs(case, batch)
+        model = models.build(
+            models.ModelConfig(**case.model, dtype=way),
+            CLASSES if case.classifies else None,
+        )
+        self._macs = cost.forward_multiply_adds(model, case.shape) * batch
+        optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
+        variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+        params = variables["params"]
+        self._state = params, variables.get("batch_stats", {}), optimizer.init(params)
+        self._batch = jnp.asarray(images), jnp.asarray(labels)
+
+        def step(state, images, labels):
+            params, statistics, moments = state
+
+            def loss(params):
+                output, updated = model.apply(
+                    {"params": params, "batch_stats": statistics},
+                    images, train=True, mutable=["batch_stats"],
+                )  # fmt: skip
+                if output.learners is None:
+                    value = losses.triplet(output.embedding, labels)
+                else:
+                    value = losses.divergence(output.learners) + sum(
+                        losses.contrastive(learner, labels)
+                        for learner in output.learners.swapaxes(0, 1)
+                    )
+                if output.logits is not None:
+                    value += losses.softmax_cross_entropy(output.logits, labels)
+                return value, updated.get("batch_stats", {})
+
+            (value, statistics), slopes = jax.value_and_grad(loss, has_aux=True)(params)
+            updates, moments = optimizer.update(slopes, moments, params)
+            return (optax.apply_updates(params, updates), statistics, moments), value
+
+        self._step = jax.jit(step, donate_argnums=0)
+
+    def step(self):
+        self._state, self._value = self._step(self._state, *self._batch)
+        jax.block_until_ready(self._state)
+
+    def result(self):
+        return {"value": np.asarray(self._value), "macs": np.asarray(self._macs)}
+
+    def device_peak(self):
+        device = jax.devices()[0]
+        if device.platform == "cpu":
+            return None
+        return device.memory_stats()["peak_bytes_in_use"]
+
+
+if __name__ == "__main__":
+    harness.serve(lambda spec: Task(spec["case"], spec["batch"], spec["way"]))
