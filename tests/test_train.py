@@ -87,9 +87,9 @@ def test_the_model_is_left_for_others(tiny):
 @pytest.mark.parametrize("head", ["abe", "m_heads"])
 def test_an_ensemble_is_trained_and_judged(tiny, tmp_path, head):
     overrides = [
-        f"--config.model.head={head}",
-        "--config.model.learners=4",
-        "--config.objective.terms.softmax.weight=0",
+        f"model.head={head}",
+        "model.learners=4",
+        "objective.terms.softmax.weight=0",
     ]
     result = tiny.run(tmp_path / "run", *overrides)
     assert result.returncode == 0, result.stderr
