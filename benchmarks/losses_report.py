@@ -22,7 +22,8 @@ NOTES = """
 * Memory: high water mark of the whole process, imports included.
 * Floor: the three matrix products of value and gradient alone, each at the best of
   numpy, torch and jax for its shape in the same run. Batch-hard (hard, soft) needs one
-  of the three: choosing the pair needs the Gram matrix, the gradient does not.
+  of the three: choosing the pair needs the Gram matrix, the gradient does not. In
+  blocks ours makes half of the Gram matrix, in tiles, and can be below the floor.
   Divergence has 8 x 8 products for each image and is bound by memory: no floor.
 * `best torch / ours`: the faster of torch eager and torch.compile. Hand-vectorised
   PyTorch and ours are the same definition, and agree in value and gradient (float32,

@@ -69,32 +69,9 @@ def lifted_structure(
             pairs.statistics(pushing, references, reference_labels, **others)
         )
 
-    def joined(tile):
-        """J of the positive pairs without d, and whether there is a negative at all."""
-        some = (tile.sides[0] != -jnp.inf) | (tile.other_sides[0] != -jnp.inf)
-        one, other = (
-            jnp.where(some, side[0], 0.0) for side in (tile.sides, tile.other_sides)
-        )
-        return jnp.logaddexp(one, other), one, tile.positives & some
-
-    def hinge(tile):
-        both, _, counts = joined(tile)
-        return jnp.where(counts, jax.nn.relu(both + tile.measures), 0.0)
-
-    def of_positives(tile, axis):
-        """The sum of squares, its slope by the anchor's pushes, number of pairs."""
-        both, own, _ = joined(tile)
-        hinges = hinge(tile)
-        share = jnp.where(hinges > 0, jnp.exp(own - both), 0.0)
-        return tuple(
-            jnp.sum(term, axis=axis, dtype=jnp.float32)
-            for term in (jnp.square(hinges), 2.0 * hinges * share, tile.positives)
-        )
-
-    positives = Statistic(of_positives, (0.0, 0.0, 0.0), partial(jax.tree.map, jnp.add))
     squares, slopes, numbers = pairs.statistics(
-        positives, embeddings, labels, sides=(pushes,), reference_sides=(other_pushes,),
-        **anchors,
+        _POSITIVES, embeddings, labels, sides=(pushes,),
+        reference_sides=(other_pushes,), **anchors,
     )  # fmt: skip
     # A pair is also pushed by what its second member is pushed by.
     if references is None:
@@ -103,13 +80,13 @@ def lifted_structure(
             seconds = (
                 reference_mask
                 * pairs.statistics(
-                    positives, embeddings, labels, sides=(pushes,), tiling=tiling
+                    _POSITIVES, embeddings, labels, sides=(pushes,), tiling=tiling
                 )[1]
             )
         slopes = slopes + seconds
     else:
         other_slopes = pairs.statistics(
-            positives, references, reference_labels, sides=(other_pushes,),
+            _POSITIVES, references, reference_labels, sides=(other_pushes,),
             reference_sides=(pushes,), **others,
         )[1]  # fmt: skip
         if reference_mask is not None:
@@ -121,7 +98,7 @@ def lifted_structure(
         return tile.sides[1] * jnp.exp(exponent)
 
     def pair(tile):
-        return apart(tile) + jnp.square(hinge(tile))
+        return apart(tile) + jnp.square(_hinge(tile))
 
     surrogate = pairs.sum_over_pairs(
         pair, embeddings, labels, sides=(pushes, slopes),
@@ -134,3 +111,34 @@ def lifted_structure(
         )  # fmt: skip
     scale = 0.5 / jnp.maximum(jnp.sum(numbers), 1.0)
     return scale * pairs.with_gradient_of(jnp.sum(squares), surrogate)
+
+
+def _joined(tile):
+    """J of the positive pairs without d, the anchor's part, and which pairs count.
+
+    A pair counts where either of its members has a negative at all.
+    """
+    some = (tile.sides[0] != -jnp.inf) | (tile.other_sides[0] != -jnp.inf)
+    one, other = (
+        jnp.where(some, side[0], 0.0) for side in (tile.sides, tile.other_sides)
+    )
+    return jnp.logaddexp(one, other), one, tile.positives & some
+
+
+def _hinge(tile):
+    both, _, counts = _joined(tile)
+    return jnp.where(counts, jax.nn.relu(both + tile.measures), 0.0)
+
+
+def _of_positives(tile, axis):
+    """The sum of squares, its slope by the anchor's pushes, number of pairs."""
+    both, own, _ = _joined(tile)
+    hinges = _hinge(tile)
+    share = jnp.where(hinges > 0, jnp.exp(own - both), 0.0)
+    return tuple(
+        jnp.sum(term, axis=axis, dtype=jnp.float32)
+        for term in (jnp.square(hinges), 2.0 * hinges * share, tile.positives)
+    )
+
+
+_POSITIVES = Statistic(_of_positives, (0.0, 0.0, 0.0), partial(jax.tree.map, jnp.add))

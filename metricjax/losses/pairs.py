@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from metricjax.losses import arrangement, tiles
 from metricjax.losses.arrangement import Anchors, References
 from metricjax.losses.pairwise import Measure, Tiling, distances, labelled_pairs
-from metricjax.losses.tiles import Statistic, Tile, Tiles
+from metricjax.losses.tiles import Statistic, Tile, Tiles, expand
 
 
 def statistics(
@@ -172,10 +172,10 @@ def sum_over_anchors(
         fixed = tile._replace(measures=jax.lax.stop_gradient(tile.measures))
         sides = ()
         for stage in stages:
-            found = stage.statistic.of_tile(fixed._replace(sides=_expand(sides, 1)), 1)
+            found = stage.statistic.of_tile(fixed._replace(sides=expand(sides, 1)), 1)
             sides = (*sides, stage.finish(found))
         values = jnp.where(anchors.numbers > 0, value(sides), 0.0)
-        surrogate = jnp.sum(pair(tile._replace(sides=_expand(sides, 1))))
+        surrogate = jnp.sum(pair(tile._replace(sides=expand(sides, 1))))
         return with_gradient_of(jnp.sum(values), surrogate), jnp.float32(0.0)
 
     plan = arrangement.Plan(of_rows, tiling.block_size, tiling.mesh)
@@ -247,19 +247,15 @@ def both(first: Statistic, second: Statistic) -> Statistic:
     )
 
 
+@jax.custom_jvp
 def with_gradient_of(
     value: Float[Array, "..."], surrogate: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """`value`, with the gradient of `surrogate` in place of its own."""
-    return _with_gradient_of(value, surrogate)
-
-
-@jax.custom_jvp
-def _with_gradient_of(value, surrogate):
     return value
 
 
-@_with_gradient_of.defjvp
+@with_gradient_of.defjvp
 def _tangent_of_surrogate(primals, tangents):
     return primals[0], tangents[1]
 
@@ -274,7 +270,6 @@ class _Pairs:
 
     @classmethod
     def of(cls, embeddings, labels, references, reference_labels, mask, sides, others):
-        own = references is None
         anchors, columns, own = labelled_pairs(
             embeddings, labels, references, reference_labels, mask, sides
         )
@@ -301,11 +296,7 @@ def _rows(measure, own, dtype, anchors, references) -> Tile:
         measures,
         positives,
         negatives,
-        _expand(anchors.sides, 1),
-        _expand(references.sides, 0),
+        expand(anchors.sides, 1),
+        expand(references.sides, 0),
         numbers,
     )
-
-
-def _expand(tree, axis):
-    return jax.tree.map(lambda array: jnp.expand_dims(array, axis), tree)

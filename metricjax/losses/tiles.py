@@ -188,9 +188,6 @@ def _views(measures, masks, rows, columns):
     """The tile with its columns as anchors, and with its rows."""
 
     def along(axis, anchors, references):
-        def expand(tree, axis):
-            return jax.tree.map(lambda array: jnp.expand_dims(array, axis), tree)
-
         return Tile(
             measures,
             *masks,
@@ -200,6 +197,11 @@ def _views(measures, masks, rows, columns):
         )
 
     return along(0, columns, rows), along(1, rows, columns)
+
+
+def expand(tree: Any, axis: int) -> Any:
+    """Arrays [k] along the other axis of a tile: [k, 1] for axis 1, [1, k] for 0."""
+    return jax.tree.map(lambda array: jnp.expand_dims(array, axis), tree)
 
 
 def _masks(rows, columns):

@@ -88,7 +88,8 @@ class ViT(Backbone):
             )
         if self.dim % self.heads:
             raise InputError(
-                f"ViT dim is {self.dim}, which {self.heads} heads cannot share equally."
+                f"ViT dim is {self.dim}, which {self.heads} heads cannot share "
+                "equally: choose a number of heads that divides it."
             )
         super().__post_init__()
 
@@ -143,7 +144,10 @@ class ViT(Backbone):
             return tokens[:, :1, None]
         side = math.isqrt(count - 1)
         if side * side != count - 1:
-            raise InputError("A ViT gives a map of patches of square images only.")
+            raise InputError(
+                "A ViT gives a map of patches of square images only: make them "
+                "square, or take output='class'."
+            )
         return tokens[:, 1:].reshape(batch, side, side, width)
 
 
