@@ -26,6 +26,7 @@ VARIANTS = {
     "eager_bf16": ("train_step_torch.py", "eager-bf16"),
     "compile_bf16": ("train_step_torch.py", "compile-bf16"),
     "ours_bf16": ("train_step_ours.py", "bfloat16"),
+    "one_by_one": ("train_step_ours.py", "one by one"),
 }
 
 
@@ -43,7 +44,9 @@ def measured(name, options):
             "compiles": True,
         }
         for variant, (program, way) in VARIANTS.items()
-        if variant in options.variants and (options.bf16 or "bf16" not in variant)
+        if variant in options.variants
+        and (options.bf16 or "bf16" not in variant)
+        and (case.model.get("head") == "abe" or variant != "one_by_one")
     }
     with tempfile.TemporaryDirectory() as scratch:
         results = harness.measure(

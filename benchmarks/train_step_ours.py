@@ -7,8 +7,19 @@ import numpy as np
 import optax
 from train_step_cases import CASES, CLASSES, LEARNING_RATE, MOMENTUM, inputs
 
-from metricjax import losses, models
-from metricjax.models import cost
+from metricjax import losses, mesh, models
+from metricjax.models import abe, cost
+
+
+class OneByOne(abe.ABE):
+    """The same learners, one pass through the branch after the other."""
+
+    def _branches(self, shared, masks, train):
+        passes = [
+            self.backbone("branch", shared * masks[:, learner], train)
+            for learner in range(self.learners)
+        ]
+        return [jnp.stack(part, axis=1) for part in zip(*passes, strict=True)]
 
 
 class Task:
@@ -17,10 +28,14 @@ class Task:
     def __init__(self, name, batch, way):
         case = CASES[name]
         images, labels = inputs(case, batch)
+        one_by_one = way == "one by one"
+        dtype = "float32" if one_by_one else way
         model = models.build(
-            models.ModelConfig(**case.model, dtype=way),
+            models.ModelConfig(**case.model, dtype=dtype),
             CLASSES if case.classifies else None,
         )
+        if one_by_one:
+            model = OneByOne(model.learners, model.dim, model.backbone)
         self._macs = cost.forward_multiply_adds(model, case.shape) * batch
         optimizer = optax.sgd(LEARNING_RATE, MOMENTUM)
         variables = jax.jit(model.init)(jax.random.key(0), images[:1])
@@ -51,7 +66,9 @@ class Task:
             updates, moments = optimizer.update(slopes, moments, params)
             return (optax.apply_updates(params, updates), statistics, moments), value
 
-        self._step = jax.jit(step, donate_argnums=0)
+        self._step = jax.jit(
+            step, donate_argnums=0, compiler_options=mesh.compiler_options()
+        )
 
     def step(self):
         self._state, self._value = self._step(self._state, *self._batch)

@@ -5,6 +5,7 @@ all devices; the batch is split along its first axis, everything else is the sam
 every device, and one device is the case n = 1 of the same code.
 """
 
+import functools
 import os
 from typing import Any
 
@@ -39,6 +40,24 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh(
         (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
     )
+
+
+@functools.cache
+def compiler_options() -> dict[str, Any]:
+    """What the programs of a run are compiled with on the devices that there are.
+
+    On CPU without YNNPACK, which does products and convolutions of the size of a
+    network's layers on one core (`benchmarks/train_step.py` shows the difference).
+    Nothing on other devices, and where the compiler has no such option.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

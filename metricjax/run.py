@@ -158,6 +158,7 @@ class Run:
                 in_shardings=(everywhere, split, everywhere),
                 out_shardings=everywhere,
                 donate_argnums=0,
+                compiler_options=mesh.compiler_options(),
             )
             .lower(self.abstract_state, batch, self.root_key)
             .compile()
@@ -200,6 +201,7 @@ class Run:
             ),
             in_shardings=(everywhere, split),
             out_shardings=everywhere,
+            compiler_options=mesh.compiler_options(),
         )
 
     def embed(self, variables: Any, split: datasets.Split) -> judging.Embedded:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from metricjax import judging, mesh, objectives, optimizers, step
+from metricjax import analyses, judging, mesh, objectives, optimizers, step
 from metricjax.checkpoints import Checkpoints, digest
 from metricjax.config import RunConfig, to_dict
 from metricjax.data import pipeline
@@ -195,9 +195,9 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     untrained = run.embed(run.init_state().variables, test)
     trained = run.embed(chosen.variables, test)
     results = judging.judge(trained, test, evaluation, evaluation.bootstrap)
-    if run.config.model.head != "cgd":
+    if run.config.model.ensemble > 1:
         results["learners"] = judging.judge_learners(
-            trained, test, evaluation, run.config.model.learners
+            trained, test, evaluation, run.config.model.ensemble
         )
     history = read_history(run.workdir / "metrics.jsonl")
     results |= {
@@ -224,6 +224,17 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     write_atomically(results_path, json.dumps(results, indent=1) + "\n")
     report = run.workdir / "report.html"
     queries = judging.sample_queries(trained, test, run.config.seed)
+    found = analyses.of_run(
+        run.config,
+        run.model,
+        *mesh.to_host((chosen.variables, state.proxies, state.objective)),
+        trained,
+        test,
+        run.train,
+        run.transform,
+        queries,
+        results,
+    )
     with disk_errors(report):
         page.write(
             report,
@@ -236,6 +247,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
             },
             image=test.read,
             name=lambda index: test.names[index],
+            studies=found,
         )
     low, high = results["intervals"]["recall@1"]
     say(

@@ -116,13 +116,15 @@ class ABE(nn.Module):
         masks = nn.sigmoid(masks.reshape(*places, self.learners, channels))
         masks = jnp.moveaxis(masks, -2, 1)
         self.sow("intermediates", "masks", masks)
+        pooled, features = self._branches(shared, masks, train)
+        return _output(_linear(nn.Dense, self)(pooled), features)
+
+    def _branches(self, shared, masks, train):
+        """What G makes for every learner, [b, m, ...], pooled and as a map."""
         masked = (shared[:, None] * masks).reshape(-1, *shared.shape[1:])
-        pooled, features = self.backbone("branch", masked, train)
-        embeddings = _linear(nn.Dense, self)(pooled)
-        each = (len(images), self.learners)
-        return _output(
-            embeddings.reshape(*each, -1), features.reshape(*each, *features.shape[1:])
-        )
+        both = self.backbone("branch", masked, train)
+        each = (len(shared), self.learners)
+        return [one.reshape(*each, *one.shape[1:]) for one in both]
 
 
 class MHeads(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
-from metricjax.models import layers
+from metricjax.models import layers, windows
 from metricjax.models.backbone import Backbone, check_last_stride
 
 # Channels: 1x1; 1x1 before 3x3, 3x3; 1x1 before the double 3x3, both of the double;
@@ -70,11 +70,11 @@ class Inception(nn.Module):
                     f"BN-Inception can only halve even sides, but the map of these "
                     f"images becomes {height}x{width}: choose sides that 32 divides."
                 )
-            pooled = layers.max_pool(features, 3, 2, ceil_mode=True)
+            pooled = windows.max_pool(features, 3, 2, ceil_mode=True)
         elif self.max_pooling:
-            pooled = layers.max_pool(features, 3, 1, padding=1)
+            pooled = windows.max_pool(features, 3, 1, padding=1)
         else:
-            pooled = layers.average_pool(features, 3, padding=1)
+            pooled = windows.average_pool(features, 3, padding=1)
         if projected is not None:
             pooled = conv("pool_proj", projected, 1, pooled)
         return jnp.concatenate([*branches, pooled], axis=-1)
@@ -118,7 +118,7 @@ class BNInception(Backbone):
         if name.startswith("pool"):
             if self.keep_size:
                 return features
-            return layers.max_pool(features, 3, 2, ceil_mode=True)
+            return windows.max_pool(features, 3, 2, ceil_mode=True)
         if name == "conv1":
             stride = self.stride(2)
             return layers.ConvUnit(64, 7, stride, name=name, **unit)(features, train)

@@ -20,6 +20,8 @@ DESCRIPTORS = {
     "R": "R-MAC",
 }
 CLASSIFIER = ("classifier_bn", "classifier")
+# Where the learnable exponents are.
+GEM_NAMES = {"G": "gem", "V": "gem_weighted"}
 
 
 class CGD(nn.Module):
@@ -104,23 +106,10 @@ class CGD(nn.Module):
         return Output(embedding, learners, logits, features, unnormalized)
 
     def _describe(self, letter, features):
-        if letter == "S":
-            return pooling.spoc(features)
-        if letter == "M":
-            return pooling.mac(features)
-        if letter == "A":
-            return pooling.spoc(features) + pooling.mac(features)
-        if letter == "R":
-            return pooling.rmac(features)
-        weights = None
-        if letter in "WV":
-            weights = pooling.center_weights(*features.shape[1:3])
-        if letter == "W":
-            return pooling.spoc(features, weights)
-        if self.learnable_p:
-            name = {"G": "gem", "V": "gem_weighted"}[letter]
-            return pooling.GeM(self.gem_p, name=name)(features, weights)
-        return pooling.gem(features, self.gem_p, weights=weights)
+        if self.learnable_p and letter in GEM_NAMES:
+            pooled = pooling.GeM(self.gem_p, name=GEM_NAMES[letter])
+            return pooled(features, _weights(letter, features))
+        return describe(letter, features, self.gem_p)
 
     def _combine(self, raw):
         """Raw descriptors, n of [b, c], to (embedding, learners or None, unnormalized).
@@ -157,6 +146,31 @@ class CGD(nn.Module):
         return nn.Dense(self.num_classes, precision=lax.Precision.HIGHEST, name=linear)(
             descriptor
         )
+
+
+def describe(
+    letter: str,
+    features: Float[Array, "b h w c"],
+    gem_p: float | Float[Array, ""] = 3.0,
+) -> Float[Array, "b c"]:
+    """The global descriptor that a letter of `DESCRIPTORS` stands for, float32."""
+    if letter == "S":
+        return pooling.spoc(features)
+    if letter == "M":
+        return pooling.mac(features)
+    if letter == "A":
+        return pooling.spoc(features) + pooling.mac(features)
+    if letter == "R":
+        return pooling.rmac(features)
+    weights = _weights(letter, features)
+    if letter == "W":
+        return pooling.spoc(features, weights)
+    return pooling.gem(features, gem_p, weights=weights)
+
+
+def _weights(letter, features):
+    """Of the positions of a map, for the descriptors that weight them."""
+    return pooling.center_weights(*features.shape[1:3]) if letter in "WV" else None
 
 
 def drop_classifier(variables: dict) -> dict:

@@ -1,10 +1,9 @@
 """How a convolution is carried out on each platform; what it computes never changes.
 
-On TPU and GPU a convolution is the native one, forward and backward. On CPU XLA's own
-weight gradient runs at a fraction of its matrix product, convolutions with few input
-channels do, and those on maps of a few pixels run at a hundredth. There 1x1, thin and
-strided kernels and small maps become a product with the gathered patches, and the
-weight gradient of the others one product per kernel position. The choice is made when a
+On TPU and GPU a convolution is the native one, forward and backward. On CPU a 1x1
+kernel becomes a matrix product, of which XLA makes more than of the same convolution,
+above all for the gradient of the kernel; and so does, with its patches gathered, one on
+a map of a few pixels, where XLA's own runs at a hundredth. The choice is made when a
 program is compiled, from its platform and the static shapes.
 """
 
@@ -15,9 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-# Patches of up to this many numbers are gathered on CPU; longer ones cost more memory
-# traffic than the product saves.
-_SHORT_PATCH = 64
 # Maps of up to this many pixels are convolved by patches on CPU, whatever the kernel.
 _SMALL_MAP = 4
 
@@ -43,13 +39,7 @@ def convolve(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(images, kernel, strides, padding):
-    native = partial(_native, strides=strides, padding=padding)
-    short = kernel.size // kernel.shape[-1] <= _SHORT_PATCH
-    small = _is_small(images, kernel, strides, padding)
-    if not (short or small or strides > 1 or kernel.shape[0] == 1):
-        return native(images, kernel)
-    by_patches = partial(_product_with_patches, strides=strides, padding=padding)
-    return lax.platform_dependent(images, kernel, cpu=by_patches, default=native)
+    return _by_platform(images, kernel, strides, padding, lambda forward: forward)
 
 
 def _convolve_forward(images, kernel, strides, padding):
@@ -58,24 +48,26 @@ def _convolve_forward(images, kernel, strides, padding):
 
 def _convolve_backward(strides, padding, residuals, cotangent):
     images, kernel = residuals
-
-    def native(images, kernel, cotangent):
-        forward = partial(_native, strides=strides, padding=padding)
-        return jax.vjp(forward, images, kernel)[1](cotangent)
-
-    def on_cpu(images, kernel, cotangent):
-        pointwise = kernel.shape[0] == 1 and strides == 1
-        if pointwise or _is_small(images, kernel, strides, padding):
-            forward = partial(_product_with_patches, strides=strides, padding=padding)
-            return jax.vjp(forward, images, kernel)[1](cotangent)
-        to_images, _ = native(images, kernel, cotangent)
-        to_kernel = _kernel_gradient(images, kernel, cotangent, strides, padding)
-        return to_images, to_kernel
-
-    return lax.platform_dependent(images, kernel, cotangent, cpu=on_cpu, default=native)
+    return _by_platform(
+        images,
+        kernel,
+        strides,
+        padding,
+        lambda forward: lambda *inputs: jax.vjp(forward, *inputs)[1](cotangent),
+    )
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _by_platform(images, kernel, strides, padding, make):
+    """`make(forward)(images, kernel)` of what the platform convolves with."""
+    native = make(partial(_native, strides=strides, padding=padding))
+    rows, columns = _size(images, kernel, strides, padding)
+    if kernel.shape[0] > 1 and rows * columns > _SMALL_MAP:
+        return native(images, kernel)
+    product = make(partial(_product_with_patches, strides=strides, padding=padding))
+    return lax.platform_dependent(images, kernel, cpu=product, default=native)
 
 
 def _native(images, kernel, strides, padding, groups=1):
@@ -95,11 +87,6 @@ def _size(images, kernel, strides, padding) -> tuple[int, int]:
         (side + 2 * padding - kernel.shape[0]) // strides + 1
         for side in images.shape[1:3]
     )
-
-
-def _is_small(images, kernel, strides, padding) -> bool:
-    rows, columns = _size(images, kernel, strides, padding)
-    return rows * columns <= _SMALL_MAP
 
 
 def _patches(images, kernel, strides, padding):
@@ -131,14 +118,3 @@ def _product_with_patches(images, kernel, strides, padding):
     gathered = jnp.concatenate(patches, axis=-1)
     product = gathered.reshape(-1, gathered.shape[-1]) @ kernel.reshape(-1, outputs)
     return product.reshape(*gathered.shape[:3], outputs)
-
-
-def _kernel_gradient(images, kernel, cotangent, strides, padding):
-    """One product over all pixels for each position of the kernel."""
-    outputs = kernel.shape[-1]
-    flat = cotangent.reshape(-1, outputs)
-    patches = _patches(images, kernel, strides, padding)
-    if kernel.size // outputs <= _SHORT_PATCH:
-        patches = [jnp.concatenate(patches, axis=-1)]
-    products = [patch.reshape(-1, patch.shape[-1]).T @ flat for patch in patches]
-    return jnp.concatenate(products).reshape(kernel.shape)

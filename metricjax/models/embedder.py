@@ -73,6 +73,13 @@ class ModelConfig:
     dtype: str = "float32"
     frozen_bn: bool = False
 
+    @property
+    def ensemble(self) -> int:
+        """Learners with an embedding of their own, side by side in the whole one."""
+        if self.head != "cgd":
+            return self.learners
+        return len(self.descriptors) if self.architecture == "A" else 1
+
 
 def _strided(kind: type[Backbone], **settings) -> Callable[..., Backbone]:
     """A network whose last downsampling can be removed."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
-from metricjax.models import layers
+from metricjax.models import layers, windows
 from metricjax.models.backbone import Backbone, check_last_stride
 
 # Channels: 1x1; 1x1 before 3x3, 3x3; 1x1 before 5x5, 5x5; 1x1 behind the pooling.
@@ -55,7 +55,7 @@ class Inception(nn.Module):
             width = self.widths[index]
             return layers.ConvUnit(width, side, name=name, **self.unit)(features, train)
 
-        pooled = layers.max_pool(features, 3, 1, padding=1)
+        pooled = windows.max_pool(features, 3, 1, padding=1)
         branches = [
             conv("branch1", 0, 1, features),
             conv("branch2_1", 2, 3, conv("branch2_0", 1, 1, features)),
@@ -130,7 +130,7 @@ class GoogLeNet(Backbone):
         if self.keep_size or (name == "pool4" and self.last_stride == 1):
             return features
         window = 2 if name == "pool4" and self.layout == "bn" else 3
-        return layers.max_pool(features, window, 2, ceil_mode=True)
+        return windows.max_pool(features, window, 2, ceil_mode=True)
 
     def _respond(self, features):
         if self.layout == "bn":

@@ -1,4 +1,4 @@
-"""The layers every backbone is made of: convolution, batch normalisation, max pooling.
+"""The layers every backbone is made of: convolution, normalisation, excitation.
 
 Backbones use these and nothing below them, so that how a convolution is carried out is
 decided in one place (`convolution.py`).
@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from metricjax.models.convolution import convolve
+from metricjax.models.normalization import normalize
 
 # Kaiming-normal over the outputs: what ResNets are trained from scratch with.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -79,25 +80,43 @@ class Conv(nn.Module):
         return features
 
 
-class BatchNorm(nn.BatchNorm):
+class BatchNorm(nn.Module):
     """Batch normalisation over the whole global batch, torchvision's settings.
 
-    Statistics and parameters are float32 whatever `dtype`; the running averages move by
-    0.1 of the way to a batch's mean and (biased) variance at every training step.
+    Parameters `scale` and `bias` [c], running averages `mean` and `var` [c] in
+    "batch_stats". Statistics and parameters are float32 whatever `dtype`; the running
+    averages move by 0.1 of the way to a batch's mean and (biased) variance at every
+    training step.
 
     Attributes:
+      epsilon: added to the variance.
       frozen: normalise with the running averages, and leave them alone, in training
         too; scale and bias still train.
+      dtype: type of the result.
     """
 
-    momentum: float = 0.9
     epsilon: float = 1e-5
     frozen: bool = False
+    dtype: jnp.dtype = jnp.float32
 
+    @nn.compact
     def __call__(
         self, features: Float[Array, "*n c"], train: bool
     ) -> Float[Array, "*n c"]:
-        return super().__call__(features, use_running_average=self.frozen or not train)
+        shape = features.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        if self.frozen or not train:
+            factor = scale * lax.rsqrt(var.value + self.epsilon)
+            shift = bias - mean.value * factor
+            return (features * factor + shift).astype(self.dtype)
+        normalized, *batch = normalize(features, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            for running, value in zip((mean, var), batch, strict=True):
+                running.value += 0.1 * (lax.stop_gradient(value) - running.value)
+        return normalized.astype(self.dtype)
 
 
 class ConvUnit(nn.Module):
@@ -187,66 +206,8 @@ def local_response_normalize(
     channels = features.shape[-1]
     squares = jnp.pad(jnp.square(features), [(0, 0)] * 3 + [(reach, reach)])
     around = sum(squares[..., start : start + channels] for start in range(size))
-    return features * (1 + alpha / size * around) ** -beta
-
-
-def max_pool(
-    features: Float[Array, "b h w c"],
-    window: int,
-    stride: int,
-    padding: int = 0,
-    ceil_mode: bool = False,
-) -> Float[Array, "b p q c"]:
-    """The largest value in every window.
-
-    Windows that tile the image are reduced as a reshape and a maximum: the same values,
-    and a gradient without the select-and-scatter that is slow on CPU. Where several
-    positions of such a window hold the maximum they share the gradient.
-
-    Args:
-      features: [b, h, w, c].
-      window: side of the window in pixels.
-      stride: step between windows in pixels.
-      padding: pixels of minus infinity on every side, at most `window // 2`.
-      ceil_mode: rows and columns that are left over at the end get a last, shorter
-        window, as in Caffe and in PyTorch's `ceil_mode`; otherwise they are dropped.
-
-    Returns:
-      [b, p, q, c] with `p = (h + 2 padding - window) // stride + 1`, rounded up instead
-      of down with `ceil_mode`; `q` likewise.
-    """
-    batch, height, width, channels = features.shape
-    sides = [
-        (padding, padding + _left_over(side, window, stride, padding, ceil_mode))
-        for side in (height, width)
-    ]
-    if window != stride or any(before or after for before, after in sides):
-        return nn.max_pool(features, (window, window), (stride, stride), sides)
-    rows, columns = height // window, width // window
-    tiled = features[:, : rows * window, : columns * window]
-    tiled = tiled.reshape(batch, rows, window, columns, window, channels)
-    return jnp.max(tiled, axis=(2, 4))
-
-
-def _left_over(side, window, stride, padding, ceil_mode) -> int:
-    """Pixels to be added behind the padding so that the last window is whole."""
-    beyond = (side + 2 * padding - window) % stride
-    if not ceil_mode or not beyond:
-        return 0
-    start = side + 2 * padding - window + stride - beyond
-    # A window that would begin in the padding behind the image is none.
-    return stride - beyond if start < side + padding else 0
-
-
-def average_pool(
-    features: Float[Array, "b h w c"], window: int, padding: int = 0
-) -> Float[Array, "b p q c"]:
-    """The mean of every window at stride 1; zeros of the padding count.
-
-    Args:
-      features: [b, h, w, c].
-      window: side of the window in pixels.
-      padding: pixels of zeros on every side.
-    """
-    sides = ((padding, padding), (padding, padding))
-    return nn.avg_pool(features, (window, window), (1, 1), sides)
+    scale = 1 + alpha / size * around
+    if beta == 0.75:
+        # The same as the power, which takes many times as long on CPU.
+        return features * lax.rsqrt(scale * lax.sqrt(scale))
+    return features * scale**-beta

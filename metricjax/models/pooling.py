@@ -194,7 +194,12 @@ class GeM(nn.Module):
         weights: Float[Array, "h w"] | None = None,
     ) -> Float[Array, "b c"]:
         raw = self.param("raw_p", lambda _: jnp.log(jnp.expm1(self.initial_p - 1.0)))
-        return gem(features, 1.0 + jax.nn.softplus(raw), weights=weights)
+        return gem(features, self.exponent({"raw_p": raw}), weights=weights)
+
+    @staticmethod
+    def exponent(params: dict[str, Array]) -> Float[Array, ""]:
+        """The exponent p that the module's parameters stand for."""
+        return 1.0 + jax.nn.softplus(params["raw_p"])
 
 
 def _check_rank(features, weights=None):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
-from metricjax.models import layers
+from metricjax.models import layers, windows
 from metricjax.models.backbone import Backbone, check_last_stride
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
@@ -129,7 +129,7 @@ class ResNet(Backbone):
         if name == "pool1":
             if self.keep_size:
                 return features
-            return layers.max_pool(features, window=3, stride=2, padding=1)
+            return windows.max_pool(features, window=3, stride=2, padding=1)
         stage, index = (int(part) for part in name.removeprefix("layer").split("_"))
         wanted = (1, 2, 2, self.last_stride)[stage - 1] if index == 0 else 1
         block = BasicBlock if self.depth == 18 else Bottleneck

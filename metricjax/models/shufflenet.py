@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
-from metricjax.models import layers
+from metricjax.models import layers, windows
 from metricjax.models.backbone import Backbone, check_last_stride
 
 # Factor of the widths -> channels of the stages 2 to 4 and of the last convolution.
@@ -114,7 +114,7 @@ class ShuffleNetV2(Backbone):
         if name == "pool1":
             if self.keep_size:
                 return features
-            return layers.max_pool(features, 3, 2, padding=1)
+            return windows.max_pool(features, 3, 2, padding=1)
         if name == "conv5":
             return layers.ConvUnit(last, 1, name=name, **unit)(features, train)
         stage, index = name.split("_")

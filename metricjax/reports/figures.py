@@ -1,4 +1,4 @@
-"""Training curves as inline SVG.
+"""Curves and points as inline SVG.
 
 The SVG is written by hand rather than by a plotting library: its colours are the
 page's CSS variables, so one file serves the light and the dark scheme, its text stays
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 190
@@ -26,11 +27,11 @@ class Curve:
 
     Attributes:
         name: what the legend calls it.
-        steps: [n] steps, increasing.
+        steps: [n] steps, or what else the values stand over, increasing.
         values: [n] finite means.
         low: [n] smallest value in each bucket.
         high: [n] largest value in each bucket.
-        last: the last value that was recorded.
+        last: what the legend shows: the last value that was recorded.
     """
 
     name: str
@@ -105,11 +106,11 @@ def panels(
         if names:
             curves = [_curve(name, series.pop((group.kind, name))) for name in names]
             mark = selected_step if group.kind == "validation" else None
-            main.append(_panel(group.title, curves, group.percent, mark))
+            main.append(panel(group.title, curves, percent=group.percent, mark=mark))
     others = []
     for (kind, name), points in series.items():
         title = name if kind == "train" else f"{name} ({kind})"
-        others.append(_panel(title, [_curve(name, points)], False, None))
+        others.append(panel(title, [_curve(name, points)]))
     return main, others
 
 
@@ -153,12 +154,26 @@ def _curve(name: str, points: dict[int, float]) -> Curve:
     )
 
 
-def _panel(
-    title: str, curves: Sequence[Curve], percent: bool, mark: int | None
+def panel(
+    title: str,
+    curves: Sequence[Curve],
+    *,
+    percent: bool = False,
+    mark: int | None = None,
+    along: str = "step",
 ) -> Panel:
+    """Curves over common axes.
+
+    Args:
+        title: heading of the panel.
+        curves: at least one.
+        percent: show values of 0..1 as percentages.
+        mark: step at which an upright line is drawn.
+        along: what the curves stand over.
+    """
     percent = percent and max(curve.high.max() for curve in curves) <= 1
     show = _percent if percent else number
-    parts = [*_axes(curves, show)]
+    parts = [*_axes(curves, show, whole=along == "step")]
     x, y = _scales(curves)
     first = min(curve.steps[0] for curve in curves)
     last = max(curve.steps[-1] for curve in curves)
@@ -168,12 +183,12 @@ def _panel(
             f'y2="{HEIGHT - BOTTOM}"><title>step {mark} was selected</title></line>'
         )
     for index, curve in enumerate(curves):
-        parts.extend(_line(curve, index, x, y, show))
+        parts.extend(_line(curve, index, x, y, show, along))
     said = "; ".join(
         f"{curve.name} from {show(curve.values[0])} to {show(curve.last)}"
         for curve in curves
     )
-    label = f"{title}, steps {number(first)} to {number(last)}: {said}."
+    label = f"{title}, {along}s {number(first)} to {number(last)}: {said}."
     svg = Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
         + "".join(parts)
@@ -195,7 +210,8 @@ def _limits(curves: Sequence[Curve]) -> tuple[float, float, float, float]:
         margin = abs(high) / 2 or 1.0
         low, high = min(low, max(0.0, low - margin)), high + margin
     ticks = _ticks(low, high)
-    return first, max(last, first + 1), min(low, ticks[0]), max(high, ticks[-1])
+    last = last if last > first else first + 1
+    return first, last, min(low, ticks[0]), max(high, ticks[-1])
 
 
 def _scales(curves: Sequence[Curve]):
@@ -212,7 +228,7 @@ def _scales(curves: Sequence[Curve]):
     return x, y
 
 
-def _axes(curves: Sequence[Curve], show) -> Iterable[str]:
+def _axes(curves: Sequence[Curve], show, whole: bool) -> Iterable[str]:
     first, last, low, high = _limits(curves)
     x, y = _scales(curves)
     for value in _ticks(low, high):
@@ -223,7 +239,7 @@ def _axes(curves: Sequence[Curve], show) -> Iterable[str]:
             f"{show(value)}</text>"
         )
     for step in _ticks(first, last):
-        if step == int(step) and first <= step <= last:
+        if first <= step <= last and not (whole and step != int(step)):
             anchor = "end" if x(step) > WIDTH - 24 else "middle"
             yield (
                 f'<text x="{x(step):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">'
@@ -231,7 +247,7 @@ def _axes(curves: Sequence[Curve], show) -> Iterable[str]:
             )
 
 
-def _line(curve: Curve, index: int, x, y, show) -> Iterable[str]:
+def _line(curve: Curve, index: int, x, y, show, along) -> Iterable[str]:
     style = f"s{index % COLORS}"
     points = [
         f"{x(step):.1f},{y(value):.1f}"
@@ -251,11 +267,57 @@ def _line(curve: Curve, index: int, x, y, show) -> Iterable[str]:
     yield f'<polyline class="line {style}" points="{" ".join(points)}"/>'
     if len(points) <= MAX_MARKERS:
         for step, value in zip(curve.steps, curve.values, strict=True):
-            said = escape(f"{curve.name}, step {number(step)}: {show(value)}")
+            said = escape(f"{curve.name}, {along} {number(step)}: {show(value)}")
             yield (
                 f'<circle class="dot {style}" cx="{x(step):.1f}" cy="{y(value):.1f}" '
                 f'r="2.5"><title>{said}</title></circle>'
             )
+
+
+def scatter(
+    title: str,
+    points: Float[np.ndarray, "n 2"],
+    groups: Int[np.ndarray, " n"],
+    names: Sequence[str],
+    marked: Float[np.ndarray, "k 2"] | None = None,
+) -> Panel:
+    """Points in a plane whose axes mean nothing; neighbours are what is to be seen.
+
+    Args:
+        title: heading of the panel.
+        points: [n, 2].
+        groups: [n] number of each point's group, which gives its colour and sign.
+        names: what to call each point.
+        marked: [k, 2] points drawn as stars, number i in the colour of group i.
+    """
+    everything = points if marked is None else np.concatenate([points, marked])
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    span = np.maximum(high - low, 1e-12)
+    border = 8.0
+    size = np.array([WIDTH, 1.4 * HEIGHT]) - 2 * border
+    places = border + (points - low) / span * size
+    parts = [
+        f'<circle class="dot s{group % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
+        f"<title>{escape(name)}</title></circle>"
+        for (x, y), group, name in zip(places, groups.tolist(), names, strict=True)
+    ]
+    stars = 0 if marked is None else len(marked)
+    for group in range(stars):
+        x, y = border + (marked[group] - low) / span * size
+        corners = " ".join(
+            f"{x + r * math.sin(turn):.1f},{y - r * math.cos(turn):.1f}"
+            for turn, r in zip(np.arange(10) * math.pi / 5, [7.0, 3.0] * 5, strict=True)
+        )
+        parts.append(
+            f'<polygon class="star s{group % COLORS}" points="{corners}">'
+            f"<title>group {group + 1}</title></polygon>"
+        )
+    label = f"{title}: {len(points)} points of {len(np.unique(groups))} groups."
+    svg = Markup(
+        f'<svg viewBox="0 0 {WIDTH} {1.4 * HEIGHT:.0f}" role="img" '
+        f'aria-label="{escape(label)}">' + "".join(parts) + "</svg>"
+    )
+    return Panel(title, svg, ())
 
 
 def _ticks(low: float, high: float, wanted: int = 4) -> list[float]:

@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 from metricjax.reports import figures
 from metricjax.reports.galleries import Gallery
 from metricjax.reports.galleries import rows as gallery_rows
+from metricjax.reports.studies import Study
 
 OPEN_QUERIES = 4
 
@@ -33,6 +34,7 @@ def write(
     galleries: Mapping[str, Gallery],
     image: Callable[[int], np.ndarray],
     name: Callable[[int], str],
+    studies: Sequence[Study] = (),
 ) -> None:
     """Writes the report, whole or not at all (a temporary file, then a rename).
 
@@ -49,6 +51,7 @@ def write(
             same query stand side by side.
         image: index to uint8 [h, w, c], c = 1 or 3.
         name: index to what the image is called.
+        studies: analyses of the model.
 
     Raises:
         OSError: if the file cannot be written.
@@ -61,6 +64,7 @@ def write(
         galleries=galleries,
         image=image,
         name=name,
+        studies=studies,
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -70,7 +74,7 @@ def write(
         temporary.unlink(missing_ok=True)
 
 
-def render(*, results, history, config, galleries, image, name) -> str:
+def render(*, results, history, config, galleries, image, name, studies=()) -> str:
     """The report as a string; arguments as for `write`."""
     settings = _flatten(config)
     dataset = results.get("dataset") or {}
@@ -88,6 +92,7 @@ def render(*, results, history, config, galleries, image, name) -> str:
         other_panels=others,
         open_rows=rows[:OPEN_QUERIES],
         more_rows=rows[OPEN_QUERIES:],
+        studies=studies,
         settings={key: _text(value) for key, value in settings.items()},
         details=_details(results, history),
         skipped=[_skipped(one) for one in dataset.get("skipped") or ()],

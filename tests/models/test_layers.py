@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 
-from metricjax.models import layers
+from metricjax.models import layers, windows
 
 
 def test_l2_normalize_values_and_zero_vector():
@@ -65,16 +65,113 @@ def test_grouped_convolution_is_one_convolution_per_group():
 def test_max_pool_equals_reference(size, window, stride, padding):
     images = np.random.default_rng(3).normal(size=(2, *size, 3)) - 5.0
     images = images.astype(np.float32)
-    got = layers.max_pool(jnp.asarray(images), window, stride, padding)
+    got = windows.max_pool(jnp.asarray(images), window, stride, padding)
     expected = reference.max_pool(images, window, stride, padding)
     np.testing.assert_array_equal(got, expected.astype(np.float32))
 
 
 def test_max_pool_gradient_goes_to_the_maximum():
     images = jnp.asarray(np.random.default_rng(4).normal(size=(1, 4, 4, 2)), "float32")
-    gradient = jax.grad(lambda x: layers.max_pool(x, 2, 2).sum())(images)
-    windows = reference.max_pool(images, 2, 2).repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(gradient, (images == windows).astype(np.float32))
+    gradient = jax.grad(lambda x: windows.max_pool(x, 2, 2).sum())(images)
+    largest = reference.max_pool(images, 2, 2).repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_array_equal(gradient, (images == largest).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding", "ceil_mode"),
+    [
+        ((8, 7), 3, 2, 1, False),
+        ((8, 9), 3, 2, 0, True),
+        ((7, 6), 3, 1, 1, False),
+        ((9, 8), 2, 3, 0, False),
+        ((9, 9), 5, 2, 2, True),
+    ],
+)
+def test_gradient_of_overlapping_maxima_is_torchs(
+    size, window, stride, padding, ceil_mode
+):
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(8).normal(size=(2, *size, 3)).astype(np.float32)
+    images = torch.tensor(values.transpose(0, 3, 1, 2), requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(
+        images, window, stride, padding, ceil_mode=ceil_mode
+    )
+    slopes = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    expected.backward(slopes)
+
+    def forward(images):
+        return windows.max_pool(images, window, stride, padding, ceil_mode)
+
+    _, pull = jax.vjp(forward, jnp.asarray(values))
+    (got,) = pull(jnp.asarray(slopes.numpy().transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(
+        got, images.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_positions_that_tie_share_a_gradient():
+    gradient = jax.grad(lambda x: windows.max_pool(x, 3, 1).sum())(
+        jnp.ones((1, 3, 3, 1))
+    )
+    assert gradient.min() > 0
+    np.testing.assert_allclose(gradient.sum(), 1.0)
+
+
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_windows_are_native_on_accelerators(pool):
+    """A reduction over windows forward, and no shifted maps."""
+    images = jnp.ones((2, 8, 8, 3))
+
+    def forward(images):
+        if pool == "max":
+            return windows.max_pool(images, 3, 2, padding=1)
+        return windows.average_pool(images, 3, padding=1)
+
+    def gradient(images):
+        return jax.vjp(forward, images)[1](forward(images))
+
+    for platform, native in (("tpu", True), ("cuda", True), ("cpu", False)):
+        text = {
+            name: jax.jit(function)
+            .trace(images)
+            .lower(lowering_platforms=(platform,))
+            .as_text()
+            for name, function in (("forward", forward), ("gradient", gradient))
+        }
+        assert ("reduce_window" in text["forward"]) == native
+        assert ("stablehlo.slice" not in text["forward"]) == native
+        backward = "select_and_scatter" if pool == "max" else "reduce_window"
+        assert (backward in text["gradient"]) == native
+
+
+@pytest.mark.parametrize("rows", [(6, 3, 3), (37,), (5, 40), (3,)])
+def test_gradients_of_batch_norm_are_torchs(rows):
+    """Above and below the rows that are added up in turns, and what is left over."""
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(9)
+    values, slopes = rng.normal(2.0, 3.0, size=(2, *rows, 4)).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 4)).astype(np.float32)
+    inputs = [torch.tensor(x, requires_grad=True) for x in (values, scale, bias)]
+    flat = inputs[0].reshape(-1, 4)
+    expected = torch.nn.functional.batch_norm(
+        flat, None, None, inputs[1], inputs[2], training=True, eps=1e-5
+    )
+    expected.backward(torch.tensor(slopes).reshape(-1, 4))
+    norm = layers.BatchNorm()
+
+    def apply(features, scale, bias):
+        variables = {
+            "params": {"scale": scale, "bias": bias},
+            "batch_stats": {"mean": jnp.zeros(4), "var": jnp.ones(4)},
+        }
+        return norm.apply(variables, features, True, mutable=["batch_stats"])[0]
+
+    got, pull = jax.vjp(apply, *map(jnp.asarray, (values, scale, bias)))
+    np.testing.assert_allclose(
+        got.reshape(-1, 4), expected.detach().numpy(), rtol=1e-4, atol=1e-5
+    )
+    for mine, theirs in zip(pull(jnp.asarray(slopes)), inputs, strict=True):
+        np.testing.assert_allclose(mine, theirs.grad.numpy(), rtol=1e-3, atol=1e-4)
 
 
 def _normalize(features, train, **options):
@@ -156,7 +253,7 @@ def test_poolings_that_round_up_equal_torchs(size, window, stride, padding):
         torch.tensor(values.transpose(0, 3, 1, 2)), window, stride, padding,
         ceil_mode=True,
     ).numpy()  # fmt: skip
-    got = layers.max_pool(jnp.asarray(values), window, stride, padding, ceil_mode=True)
+    got = windows.max_pool(jnp.asarray(values), window, stride, padding, ceil_mode=True)
     np.testing.assert_array_equal(got, expected.transpose(0, 2, 3, 1))
 
 
@@ -166,7 +263,7 @@ def test_average_pool_and_response_normalisation_equal_torchs():
     images = torch.tensor(values.transpose(0, 3, 1, 2))
     for got, expected in (
         (
-            layers.average_pool(jnp.asarray(values), 3, padding=1),
+            windows.average_pool(jnp.asarray(values), 3, padding=1),
             torch.nn.functional.avg_pool2d(images, 3, 1, 1),
         ),
         (
