@@ -161,6 +161,7 @@ def panel(
     percent: bool = False,
     mark: int | None = None,
     along: str = "step",
+    whole: bool = True,
 ) -> Panel:
     """Curves over common axes.
 
@@ -170,10 +171,11 @@ def panel(
         percent: show values of 0..1 as percentages.
         mark: step at which an upright line is drawn.
         along: what the curves stand over.
+        whole: whether only whole numbers of it are worth a tick.
     """
     percent = percent and max(curve.high.max() for curve in curves) <= 1
     show = _percent if percent else number
-    parts = [*_axes(curves, show, whole=along == "step")]
+    parts = [*_axes(curves, show, whole)]
     x, y = _scales(curves)
     first = min(curve.steps[0] for curve in curves)
     last = max(curve.steps[-1] for curve in curves)
@@ -306,7 +308,7 @@ def scatter(
         x, y = border + (marked[group] - low) / span * size
         corners = " ".join(
             f"{x + r * math.sin(turn):.1f},{y - r * math.cos(turn):.1f}"
-            for turn, r in zip(np.arange(10) * math.pi / 5, [7.0, 3.0] * 5, strict=True)
+            for turn, r in zip(np.arange(10) * math.pi / 5, [9.0, 4.0] * 5, strict=True)
         )
         parts.append(
             f'<polygon class="star s{group % COLORS}" points="{corners}">'

@@ -69,19 +69,19 @@ def similarities(
     # All learners over one axis: the bins that any of them needs.
     used = np.flatnonzero(sum(found.sum(axis=0) for found in counts.values()))
     shown = slice(max(used[0] - 1, 0), used[-1] + 2)
-    panels = tuple(
-        figures.panel(
-            f"Learner {learner + 1}",
-            [
-                _histogram(kind, middles[shown], share[learner][shown])
-                for kind, share in shares.items()
-                if share[learner].any()
-            ],
-            percent=True,
-            along="similarity",
-        )
-        for learner in range(learners)
-    )
+    panels = []
+    for learner in range(learners):
+        curves = [
+            _histogram(kind, middles[shown], share[learner][shown])
+            for kind, share in shares.items()
+            if share[learner].any()
+        ]
+        panel = figures.panel(
+            f"Learner {learner + 1}", curves, percent=True, along="similarity",
+            whole=False,
+        )  # fmt: skip
+        legend = tuple((curve.name, f"{curve.last:.2f}") for curve in curves)
+        panels.append(dataclasses.replace(panel, legend=legend))
     return Study(
         "How alike the learners are",
         "Share of pairs by cosine similarity: of two learners' embeddings of one image "
@@ -89,7 +89,7 @@ def similarities(
         "(negative); the legend gives the mean. Learners that have learnt the same "
         "have self similarities near 1, and an ensemble of them is no better than one "
         "(ABE, Fig. 5).",
-        panels,
+        tuple(panels),
     )
 
 
