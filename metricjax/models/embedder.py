@@ -51,6 +51,8 @@ class ModelConfig:
         statistics, descriptors and embeddings are float32 in both.
       frozen_bn: the backbone's batch normalisation keeps its running averages in
         training (the classifier's, which starts untrained, does not).
+      remat: work the inside of the backbone's blocks out again for the gradient instead
+        of keeping it, see `Backbone`.
     """
 
     backbone: str = "resnet50"
@@ -72,6 +74,7 @@ class ModelConfig:
     attention_blocks: int = 5
     dtype: str = "float32"
     frozen_bn: bool = False
+    remat: bool = False
 
     @property
     def ensemble(self) -> int:
@@ -136,7 +139,10 @@ def build(config: ModelConfig, num_classes: int | None = None) -> nn.Module:
         )
     construct = BACKBONES[_known("backbone", config.backbone, BACKBONES)]
     backbone = construct(
-        config, dtype=jnp.dtype(config.dtype), frozen_bn=config.frozen_bn
+        config,
+        dtype=jnp.dtype(config.dtype),
+        frozen_bn=config.frozen_bn,
+        remat=config.remat,
     )
     if _known("head", config.head, HEADS) == "cgd":
         return CGD(

@@ -206,3 +206,37 @@ def test_a_vit_gives_the_class_token_or_the_patches():
 def test_settings_that_are_refused(construct, words):
     with pytest.raises(InputError, match=words):
         construct()
+
+
+@pytest.mark.parametrize(
+    "module", [ResNet(18), ConvNet(widths=(8, 16)), ViT(dim=24, depth=2, heads=2)]
+)
+def test_rematerialised_blocks_give_the_same(module):
+    """Value, statistics and gradients; and each block is one rematerialised part."""
+    images = jnp.asarray(
+        np.random.default_rng(0).normal(size=(2, 32, 32, 3)), "float32"
+    )
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0.1, 0.2, leaf.shape) ** 2, leaf.dtype),
+        variables,
+    )
+
+    def loss(module, params):
+        features, updated = module.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )
+        return jnp.sum(jnp.sin(features)), updated
+
+    found = []
+    for remat in (False, True):
+        of_params = partial(loss, module.clone(remat=remat))
+        gradient = jax.value_and_grad(of_params, has_aux=True)
+        found.append(quick_jit(gradient)(variables["params"]))
+        equations = jax.make_jaxpr(of_params)(variables["params"]).eqns
+        # Named so by jax 0.10, and by others.
+        names = [equation.primitive.name for equation in equations]
+        parts = names.count("remat2") + names.count("checkpoint")
+        assert parts == (len(module.blocks) if remat else 0)
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
