@@ -106,6 +106,15 @@ def table(entries):
             label = row["case"] + (", bfloat16" if suffix else "")
             cells = [label, str(row["batch"]), gflop, *shown, ratio]
             lines.append(f"| {' | '.join(cells)} |")
+    for row in (entry for entry in entries if entry["kind"] == "row"):
+        apart = row["variants"].get("one_by_one", {}).get("median_ms")
+        if apart:
+            batched = row["variants"]["ours"]["median_ms"]
+            lines += [
+                "",
+                f"{row['case']}: its learners as one batch {batched:.0f} ms a step, in "
+                f"as many passes one after the other {apart:.0f} ms.",
+            ]
     return "\n".join(lines) + "\n"
 
 
