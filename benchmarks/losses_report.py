@@ -46,6 +46,12 @@ EXPANSION_NOTES = """
 * `synthesize` is not a loss: the points alone, forward, to be set beside the losses.
 """
 
+TITLES = {
+    "losses": "# Losses: value and gradient",
+    "losses_large": "# Losses of a large batch: value and gradient",
+    "expansion": "# Embedding expansion: value and gradient",
+}
+
 
 def line(results):
     """One row for the progress line."""
@@ -53,7 +59,7 @@ def line(results):
 
 
 def write(files, out):
-    """Write losses.md and the figure into the folder `out`; returns the exit status."""
+    """Write tables and figure into the folder `out`; returns the exit status."""
     entries = [json.loads(text) for file in files for text in _lines(file)]
     runs = [entry for entry in entries if entry["kind"] == "run"]
     floors = _floors([entry for entry in entries if entry["kind"] == "products"])
@@ -62,18 +68,22 @@ def write(files, out):
         print("There are no rows to make a table of.")
         return 2
     out.mkdir(parents=True, exist_ok=True)
-    main = [row for row in rows if CASES[row["case"]].points is None]
-    expanded = [row for row in rows if CASES[row["case"]].points is not None]
-    parts = ["# Losses: value and gradient", _machine(runs)]
-    if main:
-        parts += ["## In short", _summary(main, floors), *_tables(main, floors)]
-        parts += ["![best PyTorch over ours](losses.png)", NOTES.strip()]
-        _figure(main, out)
-    if expanded:
-        parts += ["## Embedding expansion", _summary(expanded, floors)]
-        parts += [*_tables(expanded, floors), EXPANSION_NOTES.strip()]
-    (out / "losses.md").write_text("\n\n".join(parts) + "\n")
-    print(f"{out / 'losses.md'}: {len(rows)} rows")
+    kinds = {"losses": [], "losses_large": [], "expansion": []}
+    for row in rows:
+        kind = "losses" if row["batch"] <= 8192 else "losses_large"
+        kind = kind if CASES[row["case"]].points is None else "expansion"
+        kinds[kind].append(row)
+    for kind, some in kinds.items():
+        if some:
+            notes = (EXPANSION_NOTES if kind == "expansion" else NOTES).strip()
+            parts = [TITLES[kind], _machine(runs), "## In short"]
+            losses = [row for row in some if "synthesize" not in row["case"]]
+            parts += [_summary(losses or some, floors), *_tables(some, floors), notes]
+            if kind == "losses":
+                parts.insert(-1, "![best PyTorch over ours](losses.png)")
+                _figure(some, out)
+            (out / f"{kind}.md").write_text("\n\n".join(parts) + "\n")
+            print(f"{out / kind}.md: {len(some)} rows")
     return 0
 
 
@@ -130,11 +140,22 @@ def _ratio(over, under):
     return None if over is None or under is None else over / under
 
 
+def _rival(row):
+    return "pml" if CASES[row["case"]].points is None else "eager"
+
+
+def _rival_over_ours(rows):
+    return f"{NAMES[_rival(rows[0])]} / ours"
+
+
 def ratios(row, floors):
-    """PML / ours, best torch / ours, ours / floor; None where one is missing."""
+    """Rival / ours, best torch / ours, ours / floor; None where one is missing.
+
+    The rival is PML; of embedding expansion, torch that makes all points.
+    """
     ours = _milliseconds(row, ["ours"])
     return (
-        _ratio(_milliseconds(row, ["pml"]), ours),
+        _ratio(_milliseconds(row, [_rival(row)]), ours),
         _ratio(_milliseconds(row, TORCH), ours),
         _ratio(ours, _floor(row, floors)),
     )
@@ -183,7 +204,7 @@ def _tables(rows, floors):
             first = [_digits(of.get(name, {}).get("first_s")) for name in names]
             both = [f"{m} / {f}" for m, f in zip(memory, first, strict=True)]
             costs.append([row["case"], *both])
-        last = ["floor", "PML / ours", "best torch / ours", "ours / floor"]
+        last = ["floor", _rival_over_ours(some), "best torch / ours", "ours / floor"]
         heads = [NAMES[name] for name in names]
         yield f"### Batch {batch}: ms a step"
         yield _table(["loss", *heads, *last], times)
@@ -204,7 +225,8 @@ def _summary(rows, floors):
         peaks = [_peak(row) for row in some if "peak_mib" in row["variants"]["ours"]]
         cells.append(f"{max(peaks) / 1024:.2f} GiB" if peaks else "-")
         lines.append(cells)
-    header = ["batch", "PML / ours, median", "best torch / ours, median"]
+    header = ["batch", f"{_rival_over_ours(rows)}, median"]
+    header += ["best torch / ours, median"]
     header += ["ours / floor, median", "least ahead of torch", "farthest from floor"]
     return _table([*header, "most memory, ours"], lines)
 

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from metricjax.config import ModelConfig, RunConfig
+from metricjax.config import ModelConfig
 from metricjax.data import transforms
 from metricjax.data.datasets import Split, UnreadableImage
-from metricjax.data.transforms import Transform
 from metricjax.judging import Embedded
 from metricjax.losses import embedding_expansion
 from metricjax.models import cgd, pooling
 from metricjax.reports import studies
 from metricjax.reports.studies import Study
+from metricjax.run import Run
 
 # Images that are looked into, images whose similarities are counted, classes whose
 # distances are drawn, proxies in the plane.
@@ -32,48 +32,41 @@ _GROUPS, _MEMBERS = 12, 10
 
 
 def of_run(
-    config: RunConfig,
-    model: Any,
+    run: Run,
     variables: Any,
     proxies: Mapping[str, Any],
     carried: Mapping[str, Any],
     trained: Embedded,
-    test: Split,
-    train: Split,
-    transform: Transform,
     queries: np.ndarray,
     results: Mapping[str, Any],
 ) -> list[Study]:
-    """All analyses that a run's model and objective have, arrays on the host.
+    """All analyses that a run's model and objective have.
 
     Args:
-      config: of the run.
-      model: what was trained.
-      variables: of the model as it is judged.
+      run: what was trained, and the images.
+      variables: of the model as it is judged, on the host like the next two.
       proxies, carried: what the losses have learnt and carry along, see
         `objectives.Losses`.
       trained: the test images, embedded.
-      test, train: images of the test, and those learnt from.
-      transform: the host's part of the recipe.
-      queries: test images to look into, the first few are.
+      queries: test images to look into; the first few are.
       results: `recall@1` and, of an ensemble, `learners`.
     """
+    config, test = run.config, run.dataset.test
     found = []
-    images = _images(test, transform, queries)
+    images = _images(test, run.transform, queries)
     if len(images):
-        found += _looks(config.model, model, variables, images, transform)
+        found += _looks(config.model, run.model, variables, images, run.transform)
     if "learners" in results:
         each = results["learners"]["recall@1"]
-        counts = learner_similarities(
-            *_some_classes(trained, test, config.seed), learners=len(each)
-        )
+        rows, labels = _some_classes(trained, test, config.seed)
+        counts = learner_similarities(rows, labels, learners=len(each))
         found.append(studies.similarities(np.linspace(-1, 1, _BINS + 1), counts))
         found.append(studies.recalls(each, results["recall@1"]))
     for name, _, _, options in config.objective.losses():
         if name.startswith("ee_"):
             found += _expanded(trained, test, config.seed, name, options)
     if config.objective.hierarchy:
-        found.append(_grouped(proxies, carried, train, transform, config.seed))
+        found.append(_grouped(proxies, carried, run))
     return found
 
 
@@ -246,11 +239,12 @@ def _expanded(embedded: Embedded, split: Split, seed: int, name, options) -> lis
     return [studies.expansion(*found, options["points"], name)]
 
 
-def _grouped(proxies, carried, train: Split, transform, seed: int) -> Study:
+def _grouped(proxies, carried, run: Run) -> Study:
+    train = run.train
     name = "hierarchical_proxy"
     fine, coarse = proxies[name]["fine"], proxies[name].get("coarse1")
     parent = carried[name]["parent1"]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(run.config.seed)
     some = np.sort(rng.permutation(len(fine))[:_IN_PLANE])
     places = _in_plane(fine[some], coarse)
     sizes = np.bincount(parent)
@@ -258,7 +252,7 @@ def _grouped(proxies, carried, train: Split, transform, seed: int) -> Study:
     for group in np.argsort(-sizes, kind="stable")[:_GROUPS]:
         members = []
         for label in np.flatnonzero(parent == group)[:_MEMBERS]:
-            images = _first_image(train, transform, label)
+            images = _first_image(train, run.transform, label)
             members += [(train.class_names[label], image) for image in images]
         groups.append((f"Group {group + 1}: {sizes[group]} classes", members))
     names = [train.class_names[label] for label in some]

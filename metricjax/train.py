@@ -224,17 +224,8 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     write_atomically(results_path, json.dumps(results, indent=1) + "\n")
     report = run.workdir / "report.html"
     queries = judging.sample_queries(trained, test, run.config.seed)
-    found = analyses.of_run(
-        run.config,
-        run.model,
-        *mesh.to_host((chosen.variables, state.proxies, state.objective)),
-        trained,
-        test,
-        run.train,
-        run.transform,
-        queries,
-        results,
-    )
+    learnt = mesh.to_host((chosen.variables, state.proxies, state.objective))
+    found = analyses.of_run(run, *learnt, trained, queries, results)
     with disk_errors(report):
         page.write(
             report,

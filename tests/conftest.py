@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from tiny import Tiny  # noqa: E402
 
@@ -15,3 +16,11 @@ from tiny import Tiny  # noqa: E402
 def tiny(tmp_path_factory):
     """A small run, made ready; see tests/tiny.py."""
     return Tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def quick():
+    """Programs that compile in a third of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -8,6 +8,8 @@ from metricjax.models import cgd, pooling
 from metricjax.reports import page
 from metricjax.run import Run
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 FEATURES = np.random.default_rng(0).random((3, 4, 5, 6)).astype(np.float32)
 
 
@@ -178,11 +180,8 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
         results["learners"] = judging.judge_learners(
             embedded, test, config.evaluation, config.model.ensemble
         )
-    found = analyses.of_run(
-        config, run.model,
-        *mesh.to_host((state.variables, state.proxies, state.objective)),
-        embedded, test, run.train, run.transform, np.arange(6), results,
-    )  # fmt: skip
+    learnt = mesh.to_host((state.variables, state.proxies, state.objective))
+    found = analyses.of_run(run, *learnt, embedded, np.arange(6), results)
     assert [study.title for study in found] == titles
     html = page.render(
         results=results, history=[], config={}, galleries={}, image=test.read,

@@ -81,14 +81,6 @@ def few():
     )
 
 
-@pytest.fixture
-def quick():
-    """Programs that compile in a third of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def batches(run):
     return pipeline.train_batches(
         run.train,

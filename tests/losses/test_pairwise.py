@@ -134,7 +134,8 @@ def test_batch_as_its_own_references_includes_the_anchor():
     got, _ = value_and_gradient(
         f32(embeddings), references=f32(embeddings), reference_labels=LABELS
     )
-    assert got == pytest.approx(slow_loss(embeddings, embeddings, LABELS), rel=1e-5)
+    # Of equal vectors the distance is the root of a rounding error, not 0.
+    assert got == pytest.approx(slow_loss(embeddings, embeddings, LABELS), rel=1e-4)
     assert got != pytest.approx(slow_loss(embeddings), rel=1e-3)
 
 

@@ -8,6 +8,8 @@ import pytest
 from metricjax import losses
 from metricjax.losses import Tiling
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 LOSSES = {
     "contrastive": (losses.contrastive, {"margin": 1.5}),
     "contrastive_nonzero": (
