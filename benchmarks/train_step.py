@@ -71,10 +71,11 @@ def table(entries):
     lines = [
         "# Training steps",
         "",
-        f"Images per second and MiB at the peak of the whole process, on "
-        f"{about['cpu']}{', ' + about['gpu'] if about['gpu'] else ''}; torch "
-        f"{about['torch']}, jax {about['jax']}; `{about['command']}`. The GFLOP of a "
-        "step are six times its forward multiply-adds.",
+        f"Images per second (median step) and MiB at the peak of the whole process, on "
+        f"{about['cpu']}{', ' + about['gpu'] if about['gpu'] else ''}, "
+        f"{about['memory']}; torch {about['torch']}, jax {about['jax']}; commit "
+        f"{about['commit']}, `python {about['command']}`. The GFLOP of a step are six "
+        "times its forward multiply-adds.",
         "",
         "| model | batch | GFLOP | torch eager | torch.compile | ours | ours / best |",
         "|---|---|---|---|---|---|---|",
@@ -93,7 +94,7 @@ def table(entries):
                 if one and "error" not in one
             }
             shown = [
-                f"{rates[name]:.3g} ({one['peak_mib']:.0f} MiB)"
+                f"{_digits(rates[name])} ({one['peak_mib']:.0f} MiB)"
                 if name in rates
                 else (one or {}).get("error", "")
                 for name, one in found.items()
@@ -116,6 +117,10 @@ def table(entries):
                 f"as many passes one after the other {apart:.0f} ms.",
             ]
     return "\n".join(lines) + "\n"
+
+
+def _digits(number):
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def main():
