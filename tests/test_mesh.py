@@ -154,3 +154,22 @@ def test_hosts_are_joined_where_the_environment_says_so(
     )
     mesh.connect_hosts()
     assert calls == expected
+
+
+def test_programs_on_cpu_are_compiled_without_ynnpack():
+    options = mesh.compiler_options()
+    square = jnp.ones((256, 256))
+    program = jax.jit(jnp.matmul, compiler_options=options).lower(square, square)
+    assert "ynn_fusion" not in program.compile().as_text()
+
+
+def test_no_options_where_the_compiler_or_the_device_has_none(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert mesh.compiler_options.__wrapped__() == {}
+    monkeypatch.undo()
+
+    def refuse(function, compiler_options):
+        raise jax.errors.JaxRuntimeError("No such compile option")
+
+    monkeypatch.setattr(jax, "jit", refuse)
+    assert mesh.compiler_options.__wrapped__() == {}

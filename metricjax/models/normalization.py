@@ -38,50 +38,53 @@ def normalize(
 
 
 def _forward(features, scale, bias, epsilon):
-    rows = features.astype(jnp.float32).reshape(-1, features.shape[-1])
-    sums, squares = channel_sums(rows, jnp.square(rows))
-    mean = sums / len(rows)
-    var = jnp.maximum(squares / len(rows) - jnp.square(mean), 0.0)
+    wide = features.astype(jnp.float32)
+    count = features.size // features.shape[-1]
+    sums, squares = channel_sums(wide, jnp.square(wide))
+    mean = sums / count
+    var = jnp.maximum(squares / count - jnp.square(mean), 0.0)
     inverse = lax.rsqrt(var + epsilon)
     factor = scale * inverse
-    normalized = (rows * factor + (bias - mean * factor)).reshape(features.shape)
+    normalized = wide * factor + (bias - mean * factor)
     return (normalized, mean, var), (features, scale, mean, inverse)
 
 
 def _backward(epsilon, residuals, cotangents):
     features, scale, mean, inverse = residuals
-    slopes = cotangents[0]
-    rows, slopes = (
-        array.astype(jnp.float32).reshape(-1, features.shape[-1])
-        for array in (features, slopes)
-    )
-    sums, products = channel_sums(slopes, slopes * rows)
+    wide, slopes = features.astype(jnp.float32), cotangents[0]
+    count = features.size // features.shape[-1]
+    sums, products = channel_sums(slopes, slopes * wide)
     to_scale = (products - mean * sums) * inverse
     # The slope less its mean and less what lies along the normalised features.
-    along = to_scale * inverse / len(rows)
-    to_rows = (scale * inverse) * (
-        slopes - rows * along - (sums / len(rows) - mean * along)
+    along = to_scale * inverse / count
+    to_features = (scale * inverse) * (
+        slopes - wide * along - (sums / count - mean * along)
     )
-    to_features = to_rows.reshape(features.shape).astype(features.dtype)
-    return to_features, to_scale, sums
+    return to_features.astype(features.dtype), to_scale, sums
 
 
 normalize.defvjp(_forward, _backward)
 
 
 def channel_sums(
-    *arrays: Float[Array, "n c"],
+    *arrays: Float[Array, "*n c"],
 ) -> tuple[Float[Array, " c"], ...]:
-    """The sum over the rows of each array."""
-    return lax.platform_dependent(
-        *arrays,
-        cpu=lambda *arrays: tuple(map(_in_turns, arrays)),
-        default=lambda *arrays: tuple(jnp.sum(array, axis=0) for array in arrays),
-    )
+    """The sums of each array over all axes but the last."""
+
+    def native(*arrays):
+        return tuple(
+            jnp.sum(array, axis=tuple(range(array.ndim - 1))) for array in arrays
+        )
+
+    def in_turns(*arrays):
+        return tuple(_in_turns(array) for array in arrays)
+
+    return lax.platform_dependent(*arrays, cpu=in_turns, default=native)
 
 
-def _in_turns(rows):
+def _in_turns(array):
     """Some rows at a time, as sums of vectors, then the sum of these."""
+    rows = array.reshape(-1, array.shape[-1])
     turns = len(rows) // _TOGETHER
     if turns < _TOGETHER:
         return jnp.sum(rows, axis=0)
