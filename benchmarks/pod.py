@@ -184,7 +184,7 @@ def pair_losses(options, mesh):
     yield (
         f"Embeddings {options.batch} x {options.dim}, float32, over {mesh.size} chips "
         f"({options.topology}), value and gradient; jax {jax.__version__}, compiled "
-        f"without a TPU. The whole pair matrix would take {full:.0f} GiB."
+        f"without a TPU. The whole pair matrix would take {full:.3g} GiB."
     )
     yield ""
     yield (
