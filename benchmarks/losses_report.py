@@ -70,8 +70,9 @@ def write(files, out):
     out.mkdir(parents=True, exist_ok=True)
     kinds = {"losses": [], "losses_large": [], "expansion": []}
     for row in rows:
-        kind = "losses" if row["batch"] <= 8192 else "losses_large"
-        kind = kind if CASES[row["case"]].points is None else "expansion"
+        kind = "losses_large" if row["batch"] > 8192 else "losses"
+        if CASES[row["case"]].points is not None:
+            kind = "expansion"
         kinds[kind].append(row)
     for kind, some in kinds.items():
         if some:

@@ -8,8 +8,8 @@ XLA's TPU compiler runs without a TPU. Each loss is compiled, value and gradient
 batch split over all chips of the topology, once in blocks (each chip loops over its own
 anchors) and once all at once (the compiler divides the rows), and asked for the memory
 of one chip, its collectives and its largest array. With `--steps` it is whole training
-steps of CGD on ResNet-50, with and without rematerialisation. A minute or two a row on
-two cores.
+steps of CGD on ResNet-50, with and without rematerialisation. On two cores a row of
+losses takes a minute, one of steps several.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Whole training steps of ours against the same in PyTorch.
 
     python benchmarks/train_step.py [--cases resnet50_cgd,abe8] [--json FILE.jsonl]
-    python benchmarks/train_step.py --table FILE.jsonl
+    python benchmarks/train_step.py --table FILE.jsonl [FILE.jsonl ...]
 
 Forward, loss, backward and SGD with momentum, on images that lie on the device. PyTorch
 runs in channels_last, eager and under `torch.compile`, ours as XLA compiles it, in
@@ -27,6 +27,7 @@ VARIANTS = {
     "compile_bf16": ("train_step_torch.py", "compile-bf16"),
     "ours_bf16": ("train_step_ours.py", "bfloat16"),
     "one_by_one": ("train_step_ours.py", "one by one"),
+    "ynnpack": ("train_step_ours.py", "with YNNPACK"),
 }
 
 
@@ -67,7 +68,7 @@ def measured(name, options):
 
 def table(entries):
     """Markdown of the rows of a file."""
-    about = [e for e in entries if e["kind"] == "run"][-1]
+    about, *others = [e for e in entries if e["kind"] == "run"]
     lines = [
         "# Training steps",
         "",
@@ -86,7 +87,7 @@ def table(entries):
                 name: row["variants"].get(name + suffix)
                 for name in ("eager", "compile", "ours")
             }
-            if not found["ours"]:
+            if not (found["ours"] and (found["eager"] or found["compile"])):
                 continue
             rates = {
                 name: 1e3 * row["batch"] / one["median_ms"]
@@ -107,16 +108,31 @@ def table(entries):
             label = row["case"] + (", bfloat16" if suffix else "")
             cells = [label, str(row["batch"]), gflop, *shown, ratio]
             lines.append(f"| {' | '.join(cells)} |")
-    for row in (entry for entry in entries if entry["kind"] == "row"):
-        apart = row["variants"].get("one_by_one", {}).get("median_ms")
-        if apart:
-            batched = row["variants"]["ours"]["median_ms"]
-            lines += [
-                "",
-                f"{row['case']}: its learners as one batch {batched:.0f} ms a step, in "
-                f"as many passes one after the other {apart:.0f} ms.",
-            ]
+    lines += ["", *_asides(entries)]
+    for run in others:
+        lines += ["", f"Also: commit {run['commit']}, `python {run['command']}`."]
     return "\n".join(lines) + "\n"
+
+
+def _asides(entries):
+    """Sentences on ours done otherwise, by the medians of the same run."""
+    for row in (entry for entry in entries if entry["kind"] == "row"):
+        found = {
+            name: result["median_ms"]
+            for name, result in row["variants"].items()
+            if "median_ms" in result
+        }
+        ours = found.get("ours", 0)
+        if "one_by_one" in found:
+            yield (
+                f"* {row['case']}: its learners as one batch {ours:.0f} ms a step, one "
+                f"after the other {found['one_by_one']:.0f} ms."
+            )
+        if "ynnpack" in found:
+            yield (
+                f"* {row['case']}: {ours:.0f} ms a step, compiled with YNNPACK "
+                f"{found['ynnpack']:.0f} ms."
+            )
 
 
 def _digits(number):
@@ -132,10 +148,11 @@ def main():
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--table", type=Path)
+    parser.add_argument("--table", type=Path, nargs="+")
     options = parser.parse_args()
     if options.table:
-        entries = [json.loads(line) for line in options.table.read_text().splitlines()]
+        texts = [file.read_text() for file in options.table]
+        entries = [json.loads(line) for text in texts for line in text.splitlines()]
         out = Path(__file__).parent / "results" / "train_step.md"
         out.write_text(table(entries))
         print(out)

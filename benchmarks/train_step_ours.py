@@ -28,8 +28,8 @@ class Task:
     def __init__(self, name, batch, way):
         case = CASES[name]
         images, labels = inputs(case, batch)
-        one_by_one = way == "one by one"
-        dtype = "float32" if one_by_one else way
+        one_by_one, ynnpack = way == "one by one", way == "with YNNPACK"
+        dtype = "float32" if one_by_one or ynnpack else way
         model = models.build(
             models.ModelConfig(**case.model, dtype=dtype),
             CLASSES if case.classifies else None,
@@ -67,7 +67,9 @@ class Task:
             return (optax.apply_updates(params, updates), statistics, moments), value
 
         self._step = jax.jit(
-            step, donate_argnums=0, compiler_options=mesh.compiler_options()
+            step,
+            donate_argnums=0,
+            compiler_options={} if ynnpack else mesh.compiler_options(),
         )
 
     def step(self):

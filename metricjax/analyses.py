@@ -66,7 +66,7 @@ def of_run(
         if name.startswith("ee_"):
             found += _expanded(trained, test, config.seed, name, options)
     if config.objective.hierarchy:
-        found.append(_grouped(proxies, carried, run))
+        found += _grouped(proxies, carried, run)
     return found
 
 
@@ -228,8 +228,10 @@ def _expanded(embedded: Embedded, split: Split, seed: int, name, options) -> lis
     pairs = []
     for label in np.random.default_rng(seed).permutation(split.num_classes):
         rows = np.flatnonzero(embedded.valid & (split.labels == label))[:2]
-        if len(rows) == 2 and len(pairs) < _DRAWN:
+        if len(rows) == 2:
             pairs.append(embedded.embeddings[rows])
+        if len(pairs) == _DRAWN:
+            break
     if len(pairs) < 2 or not options["points"]:
         return []
     found = [
@@ -239,26 +241,36 @@ def _expanded(embedded: Embedded, split: Split, seed: int, name, options) -> lis
     return [studies.expansion(*found, options["points"], name)]
 
 
-def _grouped(proxies, carried, run: Run) -> Study:
-    train = run.train
-    name = "hierarchical_proxy"
+def _grouped(proxies, carried, run: Run) -> list[Study]:
+    """The lowest level of groups; none where training ended before they were made."""
+    train, name = run.train, "hierarchical_proxy"
     fine, coarse = proxies[name]["fine"], proxies[name].get("coarse1")
-    parent = carried[name]["parent1"]
+    if not carried[name]["active"]:
+        return []
+    parent, *above = (
+        carried[name][f"parent{level}"]
+        for level in range(1, len(run.config.objective.hierarchy.level_weights))
+    )
     rng = np.random.default_rng(run.config.seed)
     some = np.sort(rng.permutation(len(fine))[:_IN_PLANE])
     places = _in_plane(fine[some], coarse)
     sizes = np.bincount(parent)
     groups = []
     for group in np.argsort(-sizes, kind="stable")[:_GROUPS]:
+        labels = np.flatnonzero(parent == group)
+        title = f"Group {group + 1}: {len(labels)} classes" + "".join(
+            f", in group {level[labels[0]] + 1} of level {number}"
+            for number, level in enumerate(above, 2)
+        )
         members = []
-        for label in np.flatnonzero(parent == group)[:_MEMBERS]:
+        for label in labels[:_MEMBERS]:
             images = _first_image(train, run.transform, label)
             members += [(train.class_names[label], image) for image in images]
-        groups.append((f"Group {group + 1}: {sizes[group]} classes", members))
+        groups.append((title, members))
     names = [train.class_names[label] for label in some]
     stars = None if places is None or coarse is None else places[len(some) :]
     places = None if places is None else places[: len(some)]
-    return studies.proxies(places, stars, parent[some], names, groups)
+    return [studies.proxies(places, stars, parent[some], names, groups)]
 
 
 def _first_image(split, transform, label) -> list[np.ndarray]:

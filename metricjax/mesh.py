@@ -46,9 +46,9 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 def compiler_options() -> dict[str, Any]:
     """What the programs of a run are compiled with on the devices that there are.
 
-    On CPU without YNNPACK, which does products and convolutions of the size of a
-    network's layers on one core (`benchmarks/train_step.py` shows the difference).
-    Nothing on other devices, and where the compiler has no such option.
+    On CPU without YNNPACK, with which most networks' steps take longer
+    (`benchmarks/train_step.py` measures both). Nothing on other devices, and where the
+    compiler has no such option.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if jax.default_backend() != "cpu":

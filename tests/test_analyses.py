@@ -160,7 +160,9 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
     changes, titles = CASES[case]
     text = tiny.config.read_text()
     terms = changes.get("objective.terms", "triplet")
-    options = '{"clusters": (2,), "warmup": 8}' if "proxy" in terms else "{}"
+    options = "{}"
+    if "proxy" in terms:
+        options = '{"clusters": (3, 2), "level_weights": (1, 0.1, 0.1), "warmup": 8}'
     text = text.replace("triplet={}, softmax={}", f"{terms}={options}")
     (tmp_path / "config.py").write_text(text)
     settings = {"data.root": tiny.shapes, "evaluation.bootstrap": 2}
@@ -191,3 +193,9 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
         assert title in html
     assert ("Analyses" in html) == bool(titles)
     assert "nan" not in html.lower()
+    if config.objective.hierarchy:
+        assert "in group 1 of level 2" in html and "in group 2 of level 2" in html
+        before = run.init_state()
+        learnt = mesh.to_host((before.variables, before.proxies, before.objective))
+        found = analyses.of_run(run, *learnt, embedded, np.arange(6), results)
+        assert "Classes in groups" not in [study.title for study in found]

@@ -244,7 +244,7 @@ print(json.dumps(found))
     "room",
     [
         pytest.param(room, marks=[] if room == 500 else pytest.mark.slow)
-        for room in (0, 150, 500, 900)
+        for room in (0, 40, 150, 300, 500, 700, 900)
     ],
 )
 def test_the_disk_gets_full(tiny, tmp_path, room):

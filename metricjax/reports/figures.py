@@ -288,7 +288,7 @@ def scatter(
     Args:
         title: heading of the panel.
         points: [n, 2].
-        groups: [n] number of each point's group, which gives its colour and sign.
+        groups: [n] number of each point's group, 0 or more, which gives its colour.
         names: what to call each point.
         marked: [k, 2] points drawn as stars, number i in the colour of group i.
     """
@@ -298,8 +298,14 @@ def scatter(
     border = 8.0
     size = np.array([WIDTH, 1.4 * HEIGHT]) - 2 * border
     places = border + (points - low) / span * size
+    count = 1 + max(int(groups.max()), 0 if marked is None else len(marked) - 1)
+
+    def colour(group):
+        """Hues around the circle, of a lightness that shows on light and on dark."""
+        return f"hsl({360 * group / count:.0f} 65% 48%)"
+
     parts = [
-        f'<circle class="dot s{group % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
+        f'<circle fill="{colour(group)}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
         f"<title>{escape(name)}</title></circle>"
         for (x, y), group, name in zip(places, groups.tolist(), names, strict=True)
     ]
@@ -311,7 +317,7 @@ def scatter(
             for turn, r in zip(np.arange(10) * math.pi / 5, [9.0, 4.0] * 5, strict=True)
         )
         parts.append(
-            f'<polygon class="star s{group % COLORS}" points="{corners}">'
+            f'<polygon class="star" fill="{colour(group)}" points="{corners}">'
             f"<title>group {group + 1}</title></polygon>"
         )
     label = f"{title}: {len(points)} points of {len(np.unique(groups))} groups."

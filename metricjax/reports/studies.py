@@ -14,7 +14,7 @@ from metricjax.reports import figures
 from metricjax.reports.figures import Curve, Panel
 from metricjax.reports.thumbnails import Thumbnail, thumbnail
 
-# Side of a picture that something is laid over, and of a heat map, in pixels.
+# Side of a picture that something is laid over, in pixels.
 _SIDE = 128
 
 
@@ -188,7 +188,7 @@ def shares(
         "The share of each position of the feature map in the descriptor's squared "
         "length, bright where most of it comes from, and in how much of the map half "
         "of it lies. SPoC takes a little from everywhere, MAC much from a few places, "
-        "GeM is between them (CGD, Sec. 3).",
+        "GeM is between them.",
         rows=tuple(rows),
     )
 

@@ -235,7 +235,7 @@ def test_rematerialised_blocks_give_the_same(module):
         gradient = jax.value_and_grad(of_params, has_aux=True)
         found.append(quick_jit(gradient)(variables["params"]))
         equations = jax.make_jaxpr(of_params)(variables["params"]).eqns
-        # Named so by jax 0.10, and by others.
+        # jax 0.10 calls the primitive remat2.
         names = [equation.primitive.name for equation in equations]
         parts = names.count("remat2") + names.count("checkpoint")
         assert parts == (len(module.blocks) if remat else 0)
