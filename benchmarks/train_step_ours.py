@@ -26,6 +26,7 @@ class Task:
     """The step of a case, compiled, its state on the device."""
 
     def __init__(self, name, batch, way):
+        mesh.keep_freed_memory()
         case = CASES[name]
         images, labels = inputs(case, batch)
         one_by_one, ynnpack = way == "one by one", way == "with YNNPACK"

@@ -5,6 +5,7 @@ all devices; the batch is split along its first axis, everything else is the sam
 every device, and one device is the case n = 1 of the same code.
 """
 
+import ctypes
 import functools
 import os
 from typing import Any
@@ -58,6 +59,23 @@ def compiler_options() -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:
         return {}
     return options
+
+
+def keep_freed_memory() -> None:
+    """On CPU, keep the memory that programs give back for the next step.
+
+    A program asks for its temporaries anew at every step. glibc's allocator returns
+    large ones to the system, which must then zero each page again. Nothing on other
+    devices and with other C libraries.
+    """
+    trim_threshold, mmap_max = -1, -4  # the numbers of these options in malloc.h
+    try:
+        option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    if jax.default_backend() == "cpu":
+        option(mmap_max, 0)
+        option(trim_threshold, 2**31 - 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

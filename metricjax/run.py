@@ -58,6 +58,7 @@ class Run:
         Raises:
           InputError: whatever is wrong with the settings, the data or the workdir.
         """
+        mesh.keep_freed_memory()
         devices = mesh.make_mesh()
         config_module.check_devices(config, devices.size)
         check_owner(workdir, config)

@@ -1,6 +1,7 @@
 """Devices and hosts: meshes, global batches in, host values out."""
 
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -179,3 +180,32 @@ def test_no_options_where_the_compiler_or_the_device_has_none(monkeypatch):
 
     monkeypatch.setattr(jax, "jit", refuse)
     assert mesh.compiler_options.__wrapped__() == {}
+
+
+PAGE_FAULTS = """
+import mmap, resource
+from metricjax import mesh
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        b"x" * 2**26  # 64 MiB, taken, written and given back
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+pages = 2**26 // mmap.PAGESIZE
+mesh.jax.default_backend()
+assert faults() > 3 * pages
+mesh.keep_freed_memory()
+b"x" * 2**26
+assert faults() < pages
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept_for_the_next_step():
+    subprocess.run([sys.executable, "-c", PAGE_FAULTS], check=True)
+
+
+def test_freed_memory_is_left_alone_without_glibc(monkeypatch):
+    monkeypatch.setattr(mesh.ctypes, "CDLL", lambda name: object())
+    mesh.keep_freed_memory()
