@@ -126,6 +126,8 @@ class Pace:
       once_above: seconds of a first call above which it is the measurement, for a
         variant that compiles nothing.
       step_cap: seconds after which a step, or a first call, is given up.
+      warm_below: a turn begins with a step that does not count if a step takes fewer
+        seconds than this: others had the caches, and the system may have taken pages.
       together: whether the workers take turns, all of them holding what they hold;
         else one does all its steps and ends before the next begins.
     """
@@ -135,6 +137,7 @@ class Pace:
     least: int = 1
     once_above: float = 20.0
     step_cap: float = 120.0
+    warm_below: float = 0.05
     together: bool = True
 
 
@@ -279,8 +282,7 @@ class _Row:
         if not spec["compiles"] and self.results[variant]["first_s"] > once:
             return
         how = {"budget": self._pace.turn, "least": self._pace.least, "most": 200}
-        # The others have taken the caches meanwhile.
-        how["warm"] = int(bool(rounds) and rounds[-1][-1] < 0.05)
+        how["warm"] = int(bool(rounds) and rounds[-1][-1] < self._pace.warm_below)
         timeout = self._pace.step_cap * (self._pace.least + 1)
         rounds.append(worker.ask(timeout, do="steps", how=how)["seconds"])
 

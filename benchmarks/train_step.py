@@ -52,7 +52,9 @@ def measured(name, options):
     with tempfile.TemporaryDirectory() as scratch:
         results = harness.measure(
             specs,
-            harness.Pace(rounds=options.rounds, turn=1.0, least=1, step_cap=300.0),
+            harness.Pace(
+                rounds=options.rounds, turn=1.0, step_cap=300.0, warm_below=30.0
+            ),
             saved=Path(scratch),
             environment={
                 "XLA_PYTHON_CLIENT_PREALLOCATE": "false",

@@ -146,3 +146,40 @@ def test_decompression_bombs_are_refused(monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match="limit|bomb"):
             decoding.decode(data, 1)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpegs_are_what_pil_makes_of_them(subsampling, progressive, channels):
+    """Whichever library decodes them: a run goes on alike wherever it goes on."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    image = smooth.resize((61, 43)).convert("L" if channels == 1 else "RGB")
+    options = {"quality": 80, "progressive": progressive}
+    if channels == 3:
+        options["subsampling"] = subsampling
+    data = encode(image, "JPEG", **options)
+    expected = np.asarray(Image.open(io.BytesIO(data))).reshape(43, 61, channels)
+    assert np.ptp(expected) > 100
+    np.testing.assert_array_equal(decoding.decode(data, channels), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpegs_of_the_other_channels(channels):
+    image = Image.fromarray(RED_BLUE if channels == 1 else GREY)
+    data = encode(image, "JPEG", quality=95)
+    expected = Image.open(io.BytesIO(data)).convert("L" if channels == 1 else "RGB")
+    np.testing.assert_array_equal(
+        decoding.decode(data, channels), np.asarray(expected).reshape(8, 16, channels)
+    )
+
+
+def test_jpegs_that_pil_forgives_are_read():
+    """Bytes after the end and before a marker; a picture cut short is not forgiven."""
+    image = Image.fromarray(np.tile(GREY, (8, 8)))
+    data = encode(image, "JPEG")
+    expected = decoding.decode(data, 1)
+    np.testing.assert_array_equal(decoding.decode(data + b"trailer" * 9, 1), expected)
+    with pytest.raises(ValueError):
+        decoding.decode(data[: len(data) // 2], 1)
