@@ -1,7 +1,11 @@
 """Batches: in order, none lost, equal bytes whatever the threads, hosts or restarts."""
 
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +205,50 @@ def test_skip_log_names_each_image_once():
     for name, reason in (("b", "cut"), ("a", "empty"), ("b", "other")):
         log.add(name, reason)
     assert log.items() == (("a", "empty"), ("b", "cut")) and len(log) == 2
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_a_fault_in_a_thread_ends_the_run(threads):
+    split = toy_split()
+
+    def reader(index):
+        if index == 31:
+            raise RuntimeError("a fault of ours")
+        return toy_split().reader(index)
+
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        train(replace(split, reader=reader), stop=40, threads=threads)
+
+
+MEMORY = """
+import re
+from pathlib import Path
+from test_pipeline import CONFIG, PKSampler, build, pipeline, toy_split
+
+def resident():
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmRSS:\\s+(\\d+) kB", status).group(1)) / 1024
+
+split = toy_split()
+batches = pipeline.train_batches(
+    split, PKSampler(split.labels, 8, 2, seed=1), build(CONFIG),
+    seed=0, start_step=0, num_steps=10_000, threads=2, cache_bytes=2000,
+)
+with batches:
+    for step, batch in enumerate(batches):
+        if step == 1000:
+            early = resident()
+assert step == 9999, step
+print(resident() - early)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_memory_is_flat_over_ten_thousand_batches():
+    here = Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=here, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 8  # MiB, where the batches were 160
