@@ -3,16 +3,19 @@
     python -m metricjax.main --config configs/abe_googlenet.py:folder \
         --config.data.root=photos.zip --config.model.pretrained=googlenet.safetensors
 
-Variants: `folder`, and `cub`, `cars`, `sop`, `inshop`, whose loaders are not there yet.
+Variants: `folder`, and `cub`, `cars`, `sop`, `inshop`, see configs/README.md.
 Other ensembles: `--config.model.learners=4`; the baseline: `--config.model.head=m_heads
 --config.objective.terms.divergence.weight=0`.
 
 The paper reports Recall@1 of 60.6 (CUB), 85.2 (Cars), 76.3 (SOP) and 87.3 (In-Shop).
 From the paper: the network, eight learners of 64 numbers, the contrastive loss with the
 squared distance inside the hinge and margin 1 summed over the learners, divergence with
-margin and weight 1, batches of 64. Not certain of it: the optimiser and its rate, the
-number of steps, whether the loss runs over the 32 pairs that it draws or over all pairs
-of the batch. Here the batch is 16 classes of 4 and all pairs count.
+margin and weight 1, batches of 64: 32 images at random, 16 of them with another image
+of their class and 16 with one of another class; the longer side scaled to 256, padded
+to a square, crops of 224, values as Caffe's models take them. Not certain of it: the
+optimiser and its rate, the number of steps, whether the loss runs over those 32 pairs,
+as here, or over all pairs of the batch:
+`--config.objective.terms.contrastive.among=all`.
 """
 
 from metricjax.config import (
@@ -32,9 +35,9 @@ def get_config(variant="folder"):
     config = default_config()
     use_data(config, variant)
     config.batch_size = 64
-    config.instances_per_class = 4
+    config.sampler = "pairs"
 
-    config.data.transform.recipe = "resize_crop"
+    config.data.transform.recipe = "pad_crop"
     config.data.transform.image_size = 224
 
     config.model.backbone = "googlenet"
@@ -43,7 +46,9 @@ def get_config(variant="folder"):
     config.model.learners = 8
     config.model.dim = 512
 
-    config.objective.terms = terms(contrastive={"margin": 1.0}, divergence={})
+    config.objective.terms = terms(
+        contrastive={"margin": 1.0, "among": "adjacent"}, divergence={}
+    )
 
     config.optimizer.method = "adam"
     config.optimizer.learning_rate = 1e-4

@@ -4,9 +4,9 @@
         --config.data.root=photos.zip
 
 Variants: `cub`, `cars`, `sop`, `inshop` with the descriptors that the paper's best row
-of each data set is named after, and `folder` for a directory or .zip of class folders.
-The four benchmarks are recognised, but their layouts are not read yet: they say what to
-get and how to use it as a folder. The paper's backbone comes from ImageNet:
+of each data set is named after, see configs/README.md, and `folder` for a directory,
+.zip or .tar of class folders. `--config.data.cropped=True` crops CUB and Cars to their
+bounding boxes. The paper's backbone comes from ImageNet:
 `--config.model.pretrained=resnet50.safetensors`; without it, it starts from random
 values.
 

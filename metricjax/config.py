@@ -15,10 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from metricjax.data.samplers import OF_CLASSES, SAMPLERS
+from metricjax.data.sampling import check_categories
 from metricjax.data.transforms import TransformConfig
 from metricjax.errors import InputError
 from metricjax.models.embedder import ModelConfig
-from metricjax.objectives import LOSSES, ObjectiveConfig, Term
+from metricjax.objectives import LOSSES, Loss, ObjectiveConfig, Term
 from metricjax.optimizers import GROUP_RATES, OptimizerConfig
 
 
@@ -31,6 +33,7 @@ class DataConfig:
       root: where its files are; None where it needs none.
       source: where one gets the files; said when they are missing.
       closed_set: allow classes that stand in both train and test.
+      cropped: crop the images to the official bounding boxes, of `cub` and `cars`.
       holdout: share of the training classes held out for validation.
       turns: 1 to 4 quarter turns of the training images, each a class of its own, see
         `datasets.with_turns`.
@@ -43,6 +46,7 @@ class DataConfig:
     root: str | None = None
     source: str = ""
     closed_set: bool = False
+    cropped: bool = False
     holdout: float = 0.15
     turns: int = 1
     transform: TransformConfig = TransformConfig()
@@ -96,7 +100,15 @@ class RunConfig:
       seed: of initialisation, data order, augmentation, held-out classes.
       steps: optimizer steps.
       batch_size: images of the global batch, all devices together.
-      instances_per_class: images of each class in a batch, K of P x K.
+      sampler: which images stand in a batch. "classes": P classes of K images;
+        "distinct": the same without classes of fewer than K images, so that no image
+        is twice in a batch; "categories": P x K, the classes from few categories;
+        "pairs": images at random, half of them beside another of their class, half
+        beside one of another; "images": images at random. See `data.samplers`.
+      instances_per_class: images of each class in a batch, K of P x K; "pairs" and
+        "images" have none.
+      categories_per_batch: of "categories": 1 for negatives of one's own category
+        alone, P for as many categories as classes.
       log_every, eval_every, checkpoint_every: in steps.
       data, model, objective, optimizer, evaluation: the parts.
     """
@@ -105,7 +117,9 @@ class RunConfig:
     seed: int = 0
     steps: int = 1000
     batch_size: int = 128
+    sampler: str = "classes"
     instances_per_class: int = 4
+    categories_per_batch: int = 1
     log_every: int = 20
     eval_every: int = 250
     checkpoint_every: int = 250
@@ -115,7 +129,7 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
 
     def __post_init__(self):
-        counts = ("steps", "batch_size", "instances_per_class")
+        counts = ("steps", "batch_size", "instances_per_class", "categories_per_batch")
         for name in (*counts, "log_every", "eval_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(
@@ -123,7 +137,8 @@ class RunConfig:
                 )
         if self.seed < 0:
             raise InputError(f"config.seed is {self.seed}: it must be 0 or more.")
-        _check_batch(self.batch_size, self.instances_per_class, 1)
+        _check_sampler(self)
+        _check_batch(self, 1)
         _check_losses(self)
         metrics = [f"recall@{k}" for k in self.evaluation.recall_at]
         metrics += ["r_precision", "map@r"]
@@ -136,7 +151,7 @@ class RunConfig:
 
 def check_devices(config: RunConfig, devices: int) -> None:
     """Raise `InputError` unless the batches can be split over the devices."""
-    _check_batch(config.batch_size, config.instances_per_class, devices)
+    _check_batch(config, devices)
     size = config.evaluation.batch_size
     if size % devices:
         raise InputError(
@@ -148,7 +163,7 @@ def check_devices(config: RunConfig, devices: int) -> None:
 
 def _check_losses(config: RunConfig) -> None:
     """Raise `InputError` unless the batches and the steps are what the losses need."""
-    memory, instances = config.objective.memory, config.instances_per_class
+    memory = config.objective.memory
     if 0 < memory.size < config.batch_size:
         raise InputError(
             f"config.objective.memory.size is {memory.size}: it must hold at least a "
@@ -159,14 +174,8 @@ def _check_losses(config: RunConfig) -> None:
             f"config.objective.memory.start_step is {memory.start_step}, but the run "
             f"has {config.steps} steps: let the memory count earlier."
         )
-    for name, loss, _, _ in config.objective.losses():
-        alone = instances == 1 and loss.compares and not memory.size
-        if alone or instances % loss.instances:
-            needed = "an even number" if loss.instances == 2 else "2 or more"
-            raise InputError(
-                f"config.instances_per_class is {instances}, but the {name} loss "
-                f"compares images of a class in pairs: make it {needed}."
-            )
+    for name, loss, _, options in config.objective.losses():
+        _check_pairs(config, name, loss, options)
     hierarchy = config.objective.hierarchy
     if hierarchy and hierarchy.warmup >= config.steps:
         raise InputError(
@@ -175,19 +184,68 @@ def _check_losses(config: RunConfig) -> None:
         )
 
 
-def _check_batch(size: int, instances: int, devices: int) -> None:
-    if size % instances:
+def _check_pairs(
+    config: RunConfig, name: str, loss: Loss, options: Mapping[str, Any]
+) -> None:
+    """Raise `InputError` unless the sampler gives a loss the pairs that it compares."""
+    sampler, instances = config.sampler, config.instances_per_class
+    if options.get("among") == "adjacent" and sampler != "pairs":
         raise InputError(
-            f"config.batch_size is {size}, which is not a multiple of "
-            f"config.instances_per_class={instances}: the nearest value that is is "
-            f"{_nearest(size, math.lcm(instances, devices))}."
+            f"config.objective.terms.{name}.among is 'adjacent', which takes the pairs "
+            f"that config.sampler='pairs' puts side by side, but config.sampler is "
+            f"{sampler!r}: change one of the two."
+        )
+    if sampler in OF_CLASSES:
+        alone = instances == 1 and loss.compares and not config.objective.memory.size
+        if alone or instances % loss.instances:
+            needed = "an even number" if loss.instances == 2 else "2 or more"
+            raise InputError(
+                f"config.instances_per_class is {instances}, but the {name} loss "
+                f"compares images of a class in pairs: make it {needed}."
+            )
+    elif loss.instances > 1:
+        raise InputError(
+            f"config.sampler is {sampler!r}, but the {name} loss takes images of one "
+            "class two by two: choose distinct or classes."
+        )
+    elif sampler == "images" and loss.compares and not config.objective.memory.size:
+        raise InputError(
+            f"config.sampler is 'images', which leaves it to chance whether a batch "
+            f"has two images of a class, but the {name} loss compares such: choose "
+            "another sampler, or a loss to proxies."
+        )
+
+
+def _check_sampler(config: RunConfig) -> None:
+    if config.sampler not in SAMPLERS:
+        raise InputError(
+            f"config.sampler is {config.sampler!r}"
+            f"{suggestion(config.sampler, SAMPLERS)}: choose one of "
+            f"{', '.join(SAMPLERS)}."
+        )
+
+
+def _check_batch(config: RunConfig, devices: int) -> None:
+    """Raise `InputError` unless the batch is whole groups, and equal shares."""
+    size, multiple, of = config.batch_size, 1, ""
+    if config.sampler in OF_CLASSES:
+        multiple = config.instances_per_class
+        of = f"config.instances_per_class={multiple}"
+    elif config.sampler == "pairs":
+        multiple, of = 4, "4, as config.sampler='pairs' needs it"
+    nearest = _nearest(size, math.lcm(multiple, devices))
+    if size % multiple:
+        raise InputError(
+            f"config.batch_size is {size}, which is not a multiple of {of}: the "
+            f"nearest value that is is {nearest}."
         )
     if size % devices:
         raise InputError(
             f"config.batch_size is {size}, which {devices} devices cannot share "
-            f"equally: the nearest value that they can is "
-            f"{_nearest(size, math.lcm(instances, devices))}."
+            f"equally: the nearest value that they can is {nearest}."
         )
+    if config.sampler == "categories":
+        check_categories(size // multiple, config.categories_per_batch)
 
 
 def _nearest(value: int, multiple: int) -> int:

@@ -27,7 +27,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{path}: the disk is full; free some space and run the same command again "
-            "to go on from the last checkpoint that was written."
+            "to go on."
         ) from error
 
 

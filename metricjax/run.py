@@ -22,8 +22,8 @@ from metricjax import (
     step,
 )
 from metricjax.config import RunConfig
-from metricjax.data import datasets, pipeline, transforms
-from metricjax.data.sampling import PKSampler
+from metricjax.data import datasets, pipeline, samplers, transforms
+from metricjax.data.sampling import Sampler
 from metricjax.errors import InputError
 from metricjax.levels import Classes
 from metricjax.models import pretrained
@@ -41,7 +41,7 @@ class Run:
     dataset: datasets.Dataset
     train: datasets.Split
     validation: datasets.Split
-    sampler: PKSampler
+    sampler: Sampler
     transform: transforms.Transform
     mesh: jax.sharding.Mesh
     model: nn.Module
@@ -68,8 +68,13 @@ class Run:
         )
         _check_depths(config, validation, dataset.test)
         train = datasets.with_turns(train, config.data.turns)
-        sampler = PKSampler(
-            train.labels, config.batch_size, config.instances_per_class, config.seed
+        sampler = samplers.build(
+            config.sampler,
+            train,
+            config.batch_size,
+            instances_per_class=config.instances_per_class,
+            categories_per_batch=config.categories_per_batch,
+            seed=config.seed,
         )
         classes = train.num_classes if config.objective.classifies else None
         model = models.build(config.model, classes)
@@ -253,11 +258,11 @@ class Run:
         if proxies:
             say(f"proxies: {proxies:,} parameters")
         devices, kind = self.mesh.size, self.mesh.devices.flat[0].platform
-        classes = config.batch_size // config.instances_per_class
+        for note in self.sampler.notes:
+            say(note)
         say(
-            f"loss sees {config.batch_size} = {classes} classes x "
-            f"{config.instances_per_class}, on {devices} {kind} "
-            f"device{'s' if devices > 1 else ''}; an epoch is "
+            f"loss sees {config.batch_size} = {self.sampler.contents}, on {devices} "
+            f"{kind} device{'s' if devices > 1 else ''}; an epoch is "
             f"{self.sampler.steps_per_epoch} steps"
         )
 
@@ -273,6 +278,7 @@ class Run:
             "validation": counts(self.validation),
             "test": counts(self.dataset.test),
             "closed_set": self.config.data.closed_set,
+            "fingerprint": self.dataset.fingerprint,
             "skipped": [
                 list(s) for s in (*self.dataset.skipped, *self.skipped.items())
             ],
@@ -329,17 +335,21 @@ def _build_optimizer(
 def open_data(config: RunConfig) -> datasets.Dataset:
     """The data set of a run, opened with the options that its kind takes."""
     data = config.data
-    missing = not data.root or not Path(data.root).exists()
+    is_local = "://" not in (data.root or "")
+    missing = not data.root or (is_local and not Path(data.root).exists())
     if data.source and missing:
         raise InputError(f"data.root={data.root!r} was not found: {data.source}")
-    options = {
-        "glyphs": {"size": data.transform.image_size, "seed": config.seed},
-        "folder": {
-            "channels": data.transform.channels,
-            "closed_set": data.closed_set,
-        },
+    offered = {
+        "size": data.transform.image_size,
+        "seed": config.seed,
+        "channels": data.transform.channels,
+        "closed_set": data.closed_set,
     }
-    return datasets.open_dataset(data.name, data.root, **options.get(data.name, {}))
+    accepted = datasets.options_of(data.name)
+    options = {name: value for name, value in offered.items() if name in accepted}
+    if data.cropped:  # Never passed over in silence: who cannot crop refuses.
+        options["cropped"] = True
+    return datasets.open_dataset(data.name, data.root, **options)
 
 
 def _cost(program, seconds: float) -> dict[str, float]:

@@ -57,7 +57,7 @@ def test_no_such_data_set(refuse):
 @pytest.mark.parametrize("name", ["cub", "cars", "sop", "inshop"])
 def test_benchmarks_say_what_to_get_and_where(refuse, name):
     message = refuse(f"data.name={name}", "data.root=somewhere")
-    for word in (f"'{name}'", "'somewhere'", "https://", "labels.csv", "folder"):
+    for word in (f"'{name}'", "'somewhere'", "does not exist", "https://", "data.root"):
         assert word in message
 
 

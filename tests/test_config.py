@@ -219,6 +219,36 @@ def test_the_defaults_list_every_setting():
             {"objective__memory__size": 256, "objective__terms": {"softmax": {}}},
             ["objective.memory.size is 256", "no loss", "triplet"],
         ),
+        ({"sampler": "pair"}, ["config.sampler is 'pair'", "did you mean 'pairs'"]),
+        ({"sampler": "images"}, ["'images'", "triplet", "loss to proxies"]),
+        (
+            {"categories_per_batch": 0},
+            ["config.categories_per_batch is 0", "1 or more"],
+        ),
+        (
+            {"sampler": "categories", "categories_per_batch": 3},
+            ["categories_per_batch is 3", "32 classes", "1, 2, 4, 8, 16, 32."],
+        ),
+        *[
+            (
+                {"sampler": sampler, "objective__terms": {"ee_triplet": {}}},
+                [f"config.sampler is '{sampler}'", "ee_triplet", "distinct"],
+            )
+            for sampler in ("pairs", "images")
+        ],
+        *[
+            (
+                {
+                    "sampler": sampler,
+                    "objective__terms": {"contrastive": {"among": "adjacent"}},
+                },
+                [
+                    "config.objective.terms.contrastive.among is 'adjacent'",
+                    f"config.sampler is '{sampler}'",
+                ],
+            )
+            for sampler in ("classes", "distinct", "categories", "images")
+        ],
     ],
 )
 def test_refused_in_one_sentence(settings, words):
@@ -284,8 +314,53 @@ def test_terms_fill_in_what_is_not_named():
         {"objective__terms": {"triplet": {}}, "objective__memory__size": 256},
     ],
 )
-def test_single_images_of_a_class_do_where_nothing_is_missing(settings):
-    from_config_dict(config_with(instances_per_class=1, **settings))
+@pytest.mark.parametrize(
+    "batches", [{"instances_per_class": 1}, {"sampler": "images", "batch_size": 127}]
+)
+def test_single_images_of_a_class_do_where_nothing_is_missing(settings, batches):
+    from_config_dict(config_with(**settings, **batches))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "distinct", "objective__terms": {"ee_triplet": {}}},
+        {"sampler": "pairs"},
+        {
+            "sampler": "pairs",
+            "objective__terms": {"contrastive": {"among": "adjacent"}},
+        },
+        {"sampler": "categories", "categories_per_batch": 32},
+        # They have no K, so none need divide the batch.
+        {"sampler": "pairs", "instances_per_class": 5},
+        {
+            "sampler": "images",
+            "objective__terms": {"softmax": {}},
+            "instances_per_class": 5,
+        },
+    ],
+)
+def test_samplers_that_give_a_loss_what_it_needs(settings):
+    tree = to_dict(from_config_dict(config_with(**settings)))
+    assert tree["sampler"] == settings["sampler"]
+    assert to_dict(from_config_dict(tree)) == tree
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "nearest"), [(30, 1, 32), (64, 3, 60), (36, 8, 32)]
+)
+def test_a_batch_of_pairs(batch_size, devices, nearest):
+    settings = {"sampler": "pairs", "evaluation__batch_size": 24}
+
+    def check(size):
+        check_devices(
+            from_config_dict(config_with(batch_size=size, **settings)), devices
+        )
+
+    message = refuse(check, batch_size)
+    assert f"config.batch_size is {batch_size}" in message
+    assert message.endswith(f" {nearest}.")
+    check(nearest)
 
 
 def test_variants():

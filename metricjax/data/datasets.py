@@ -1,10 +1,12 @@
 """What a data set is: two splits of labelled images, each read one by one.
 
 `open_dataset(name, root)` opens one by name. A new kind of data set is a function
-`open(root, **options) -> Dataset` in a module of its own and a line in `_OPENERS`.
+`open(root, **options) -> Dataset` in a module of its own and a line in `_OPENERS`;
+where one function opens several kinds, their `name` is its first parameter.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -12,12 +14,18 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from metricjax.data import benchmarks, streams
+from metricjax.data import streams
 from metricjax.errors import InputError
 
 _OPENERS = {
     "glyphs": "metricjax.data.glyphs",
     "folder": "metricjax.data.folder",
+    "cub": "metricjax.data.benchmarks",
+    "cars": "metricjax.data.benchmarks",
+    "sop": "metricjax.data.benchmarks",
+    "inshop": "metricjax.data.benchmarks",
+    "packed": "metricjax.data.records",
+    "tfds": "metricjax.data.tfds",
 }
 
 
@@ -51,7 +59,7 @@ class Split:
       is_gallery: bool [n], whether evaluation may find the image.
       names: what to call image i in messages and reports: its path.
       reader: `reader(i) -> uint8 [h, w, channels]`; callable from many threads;
-        raises `UnreadableImage`.
+        raises `UnreadableImage`. One that reads files has `encoded(i)` too.
     """
 
     labels: np.ndarray
@@ -100,6 +108,18 @@ class Split:
         """Image `index`, uint8 [h, w, channels]; raises `UnreadableImage`."""
         return self.reader(int(index))
 
+    def encoded(self, index: int) -> bytes | None:
+        """The image file that `read` decodes, as it is stored.
+
+        Returns:
+          The file's bytes; None where there is no file, or where the image is not all
+          that the file shows because it is cropped or turned.
+
+        Raises:
+          UnreadableImage: the file cannot be read; whether it decodes is not looked at.
+        """
+        return _encoded(self.reader, int(index))
+
     def subset(self, indices: np.ndarray) -> "Split":
         """The images `indices` in that order, their classes renumbered densely."""
         indices = np.asarray(indices)
@@ -138,6 +158,13 @@ class _Renumbered:
     def __call__(self, index: int) -> np.ndarray:
         return self.reader(int(self.indices[index]))
 
+    def encoded(self, index: int) -> bytes | None:
+        return _encoded(self.reader, int(self.indices[index]))
+
+
+def _encoded(reader: Callable[[int], np.ndarray], index: int) -> bytes | None:
+    return reader.encoded(index) if hasattr(reader, "encoded") else None
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -150,6 +177,8 @@ class Dataset:
         data set was opened as a closed set.
       skipped: (name, reason) of every file that was left out when opening.
       notes: sentences worth printing when the data set is opened.
+      fingerprint: SHA-256 of the list of images and labels, where there are files; see
+        `reading.fingerprint`.
     """
 
     name: str
@@ -157,31 +186,27 @@ class Dataset:
     test: Split
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    fingerprint: str = ""
 
 
 def open_dataset(name: str, root: str | None = None, **options) -> Dataset:
     """Opens a data set by name.
 
     Args:
-      name: "glyphs" (drawn from typefaces, needs no files) or "folder" (a directory
-        or .zip of class folders or with a labels.csv).
-      root: where its files are; None where it needs none.
+      name: "glyphs" (drawn from typefaces, needs no files); "folder" (class folders or
+        a labels.csv); "cub", "cars", "sop" or "inshop" (the benchmarks of the papers);
+        "packed" (what `python -m metricjax.prepare` writes); "tfds:NAME" (what
+        tensorflow-datasets has prepared).
+      root: where its files are, a directory, a .zip or a .tar; None where it needs
+        none.
       **options: those of the data set's own `open`, such as `seed` and `size` of
-        glyphs, `channels` and `closed_set` of a folder.
+        glyphs, `channels` and `closed_set` of a folder, `cropped` of a benchmark; see
+        `options_of`.
 
     Raises:
       InputError: unknown name or option, or whatever is wrong with the files.
     """
-    if name in benchmarks.KNOWN:
-        raise InputError(benchmarks.sentence(name, root))
-    if name not in _OPENERS:
-        known = sorted((*_OPENERS, *benchmarks.KNOWN))
-        raise InputError(
-            f"There is no data set called {name!r}{_suggestion(name, known)}; "
-            f"data.name is one of {', '.join(known)}."
-        )
-    opener = importlib.import_module(_OPENERS[name]).open
-    accepted = [p for p in inspect.signature(opener).parameters if p != "root"]
+    opener, accepted = _opener(name), options_of(name)
     for option in options:
         if option not in accepted:
             raise InputError(
@@ -189,6 +214,26 @@ def open_dataset(name: str, root: str | None = None, **options) -> Dataset:
                 f"{_suggestion(option, accepted)}; it takes {', '.join(accepted)}."
             )
     return replace(opener(root, **options), name=name)
+
+
+def options_of(name: str) -> list[str]:
+    """The options that `open_dataset` takes for a data set."""
+    parameters = inspect.signature(_opener(name)).parameters
+    return [parameter for parameter in parameters if parameter != "root"]
+
+
+def _opener(name: str) -> Callable[..., Dataset]:
+    kind, _, member = name.partition(":")
+    if kind not in _OPENERS or (kind == "tfds") != (":" in name):
+        known = sorted("tfds:NAME" if kind == "tfds" else kind for kind in _OPENERS)
+        raise InputError(
+            f"There is no data set called {name!r}{_suggestion(name, known)}; "
+            f"data.name is one of {', '.join(known)}."
+        )
+    opener = importlib.import_module(_OPENERS[kind]).open
+    if "name" in inspect.signature(opener).parameters:
+        return functools.partial(opener, member or kind)
+    return opener
 
 
 def holdout(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:

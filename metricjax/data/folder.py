@@ -1,4 +1,4 @@
-"""`folder`: a directory or a .zip of class folders, or with a labels.csv.
+"""`folder`: a directory, .zip or .tar of class folders, or with a labels.csv.
 
 Without a labels.csv the class of an image is the folder it lies in. With one, at the
 root or in the only top-level folder, it lists the images:
@@ -12,12 +12,11 @@ open-metric-learning can be read as it is.
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 
-from metricjax.data import decoding, tables
-from metricjax.data.datasets import Dataset, Split, UnreadableImage
+from metricjax.data import decoding, reading, records, tables
+from metricjax.data.datasets import Dataset, Split
 from metricjax.data.files import Files, open_files
 from metricjax.data.tables import Row
 from metricjax.errors import InputError
@@ -38,7 +37,8 @@ def open(
     the papers divide CUB-200-2011 and Cars196.
 
     Args:
-      root: a directory, a .zip, or the path of a .csv beside its images.
+      root: a directory, a .zip, a .tar (.tar.gz), the path of a .csv beside its
+        images, or a packed data set (`records.open`).
       channels: 3 (colour) or 1 (grey).
       closed_set: whether a class may stand in both splits.
       threads: that look at the files; None: 4 per processor, at most 32.
@@ -46,28 +46,27 @@ def open(
     Raises:
       InputError: one sentence for each thing that can be wrong with the files.
     """
-    if channels not in (1, 3):
-        raise InputError(f"channels is {channels}: it must be 1 (grey) or 3 (colour).")
+    reading.check_channels(channels)
+    if records.is_packed(root):
+        return records.open(root, channels=channels, closed_set=closed_set)
     root, table_name = _table_of(root)
     files = open_files(root)
-    if not files.paths:
-        raise InputError(
-            f"There is no file in data.root {files.root!r}: put images in."
-        )
     rows, notes = tables.rows_of(files, table_name)
+    notes = [*files.notes, *notes]
     rows, skipped = _only_images(files, rows, threads)
     if skipped:
         name, reason = skipped[0]
         notes.append(
             f"{len(skipped)} of {len(rows) + len(skipped)} files are left out, the "
-            f"first {name} ({reason})."
+            f"first {name!r} ({reason})."
         )
     _check_classes(files, rows)
     train, test = _divide(files, rows, notes)
-    _check_splits(files, train, test, closed_set)
-    train, test = _split(files, train, channels), _split(files, test, channels)
+    reading.check_splits(files.root, train, test, closed_set)
+    fingerprint = reading.fingerprint([*train, *test])
+    train, test = (reading.make_split(files, part, channels) for part in (train, test))
     notes.extend(_notes_on_single_images(train, test))
-    return Dataset("folder", train, test, tuple(skipped), tuple(notes))
+    return Dataset("folder", train, test, tuple(skipped), tuple(notes), fingerprint)
 
 
 def _table_of(root: str | None) -> tuple[str | None, str | None]:
@@ -125,12 +124,6 @@ def _divide(
     if any(row.split for row in rows):
         train = [row for row in rows if row.split == "train"]
         test = [row for row in rows if row.split == "test"]
-        for split, found in (("train", train), ("test", test)):
-            if not found:
-                raise InputError(
-                    f"The split of {files.root!r} has no image for {split}: mark some, "
-                    "or leave the split out to have the classes halved."
-                )
         return train, test
     names = tables.sorted_names({row.label for row in rows})
     if len(names) < 4:
@@ -146,61 +139,6 @@ def _divide(
     )
     train = [row for row in rows if row.label in first]
     return train, [row for row in rows if row.label not in first]
-
-
-def _check_splits(
-    files: Files, train: list[Row], test: list[Row], closed_set: bool
-) -> None:
-    for role in ("is_query", "is_gallery"):
-        if not any(getattr(row, role) for row in test):
-            raise InputError(
-                f"{role} is false for every test image of {files.root!r}: mark some, "
-                "or remove the column to have every image as query and gallery."
-            )
-    shared = {row.label for row in train} & {row.label for row in test}
-    if shared and not closed_set:
-        raise InputError(
-            f"{len(shared)} classes of {files.root!r} are in both splits, the first "
-            f"{tables.sorted_names(shared)[0]!r}: retrieval is tested on unseen "
-            "classes; divide by class, or set closed_set if this is meant."
-        )
-
-
-@dataclass(frozen=True)
-class _Reader:
-    files: Files
-    paths: tuple[str, ...]
-    channels: int
-
-    def __call__(self, index: int) -> np.ndarray:
-        path = self.paths[index]
-        try:
-            return decoding.decode(self.files.read(path), self.channels)
-        except OSError as error:
-            raise UnreadableImage(path, error.strerror or str(error)) from error
-        except ValueError as error:
-            raise UnreadableImage(path, str(error)) from error
-
-
-def _split(files: Files, rows: list[Row], channels: int) -> Split:
-    class_names = tables.sorted_names({row.label for row in rows})
-    number = {name: i for i, name in enumerate(class_names)}
-    categories, category_names = None, ()
-    if all(row.category is not None for row in rows):
-        category_names = tables.sorted_names({row.category for row in rows})
-        place = {name: i for i, name in enumerate(category_names)}
-        categories = np.array([place[row.category] for row in rows])
-    paths = tuple(row.path for row in rows)
-    return Split(
-        labels=np.array([number[row.label] for row in rows]),
-        class_names=tuple(class_names),
-        names=paths,
-        reader=_Reader(files, paths, channels),
-        categories=categories,
-        category_names=tuple(category_names),
-        is_query=np.array([row.is_query for row in rows]),
-        is_gallery=np.array([row.is_gallery for row in rows]),
-    )
 
 
 def _notes_on_single_images(train: Split, test: Split) -> list[str]:

@@ -1,107 +1,35 @@
 """Which images stand in which batch: a pure function of (seed, step).
 
-Nothing is drawn independently at random: classes are dealt from consecutive shuffled
-decks, each holding every class once, and the images of a class likewise. At any step,
-therefore, the numbers of times that any two classes were dealt differ by at most one,
-and so do those of any two images of one class; and yet step one million costs what step
-one costs.
+Here are the batches of P classes with K images each; `samplers.py` has those made
+without regard to classes, and makes every sampler by its name.
 """
 
-import math
+from typing import Protocol
 
 import numpy as np
 
-from metricjax.data import streams
+from metricjax.data.decks import ClassDecks, Deck
 from metricjax.errors import InputError
 
 
-class Deck:
-    """Draws of k from consecutive shuffled decks of n, at random access.
+class Sampler(Protocol):
+    """What the pipeline takes; any thread may ask for any step.
 
-    Think of all decks 0, 1, 2, ... laid end to end, each a permutation of n items; draw
-    d takes places dk ... dk + k - 1. A draw that straddles two decks must not hold an
-    item twice. To know deck e without its predecessors:
-
-    - n >= 2k - 1: the items of deck e after the last draw boundary in it (its tail) are
-      drawn from a stream of its own; those before the first boundary (its head)
-      complete the draw that the tail of deck e - 1 began, and are drawn from what is in
-      neither tail; the rest is shuffled between them.
-    - k <= n < 2k - 1: one permutation serves the n / gcd(n, k) draws after which deck
-      and draw end together, over and over; k consecutive places of a cycle of n never
-      collide.
-    - n < k: a draw holds every item floor(k / n) times and k mod n of a deck of those.
-
-    Args:
-      n: how many items, at least 1.
-      k: how many a draw takes, at least 1.
-      seed, key: name the random streams; decks of different keys are independent.
+    Attributes:
+      batch_size: images of a batch.
+      steps_per_epoch: what counts as an epoch, see each sampler.
+      contents: what a batch holds, in a few words.
+      notes: sentences worth printing, such as what is left out.
     """
 
-    __slots__ = ("n", "k", "seed", "key", "_last")
+    batch_size: int
+    steps_per_epoch: int
+    contents: str
+    notes: tuple[str, ...]
 
-    def __init__(self, n: int, k: int, seed: int, key: int):
-        self.n, self.k, self.seed, self.key = n, k, seed, key
-        # (number, items) of the deck used last, replaced as one object: whatever
-        # thread reads it, it is right. It saves work and changes no result.
-        self._last = (-1, None)
-
-    def draw(self, d: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw number d.
-
-        Returns:
-          (items, decks): int64 [k] each; the item and the number of the deck it came
-          from, which is how often that item was dealt before this draw (when k <= n).
-        """
-        whole, k = divmod(self.k, self.n) if self.k > self.n else (0, self.k)
-        places = np.arange(d * k, (d + 1) * k)
-        decks = places // self.n
-        items = np.empty(k, np.int64)
-        for e in range(d * k // self.n, -(-(d + 1) * k // self.n)):
-            here = decks == e
-            items[here] = self._deck(e, k)[places[here] - e * self.n]
-        if whole:
-            items = np.concatenate([np.tile(np.arange(self.n), whole), items])
-            decks = np.concatenate(
-                [np.repeat(d * whole + np.arange(whole), self.n), decks]
-            )
-        return items, decks
-
-    def _deck(self, e: int, k: int) -> np.ndarray:
-        number, items = self._last
-        if number == e:
-            return items
-        if self.n >= 2 * k - 1:
-            items = self._chained(e, k)
-        else:
-            period = k // math.gcd(self.n, k)  # in decks
-            items = self._stream(streams.DECK_BODY, e // period).permutation(self.n)
-        self._last = (e, items)
-        return items
-
-    def _chained(self, e: int, k: int) -> np.ndarray:
-        """Deck e as head, middle and tail."""
-        tail_before, tail = self._tail(e - 1, k), self._tail(e, k)
-        body = self._stream(streams.DECK_BODY, e)
-        free = np.ones(self.n, bool)
-        free[tail] = False
-        if not len(tail_before):
-            return np.concatenate([body.permutation(np.flatnonzero(free)), tail])
-        candidates = free.copy()
-        candidates[tail_before] = False
-        head = body.permutation(np.flatnonzero(candidates))[: k - len(tail_before)]
-        free[head] = False
-        middle = body.permutation(np.flatnonzero(free))
-        return np.concatenate([head, middle, tail])
-
-    def _tail(self, e: int, k: int) -> np.ndarray:
-        """The items of deck e that begin a draw which deck e + 1 completes."""
-        size = (e + 1) * self.n % k
-        if not size:
-            return np.empty(0, np.int64)
-        return self._stream(streams.DECK_TAIL, e).permutation(self.n)[:size]
-
-    def _stream(self, purpose: int, e: int) -> np.random.Generator:
-        return streams.stream(self.seed, purpose, e, self.key)
+    def __getitem__(self, step: int) -> np.ndarray:
+        """The batch of a step: int64 [batch_size] indices into the split."""
+        ...
 
 
 class PKSampler:
@@ -109,7 +37,8 @@ class PKSampler:
 
     No class is twice in a batch, and no image either as long as its class has K images;
     a class of fewer repeats each of its images as evenly as can be. Classes with one
-    image form no positive pair and are left out, unless K = 1.
+    image form no positive pair and are left out, unless K = 1. With `distinct` no image
+    is ever twice in a batch: all classes of fewer than K images are left out.
 
     Every class is dealt equally often, so with classes of unequal size an image of a
     small class is seen more often than one of a large class. An *epoch* is
@@ -117,15 +46,16 @@ class PKSampler:
     classes not left out: the number of batches that deals every image once on average.
 
     Attributes:
-      steps_per_epoch: see above.
+      batch_size, steps_per_epoch, contents, notes: see `Sampler`.
       num_classes: how many classes are dealt.
-      left_out: how many classes are left out because they have one image.
+      left_out: how many classes are left out because they have too few images.
 
     Args:
       labels: int [n], the class of each image.
       batch_size: P * K.
       instances_per_class: K.
       seed: which decks.
+      distinct: see above.
 
     Raises:
       InputError: K does not divide the batch size, or there are fewer than P classes.
@@ -137,66 +67,193 @@ class PKSampler:
         batch_size: int,
         instances_per_class: int,
         seed: int,
+        *,
+        distinct: bool = False,
     ):
-        labels = np.asarray(labels)
+        check_batch(batch_size, instances_per_class)
         self.batch_size = batch_size
         self.instances_per_class = instances_per_class
-        _check_batch(batch_size, instances_per_class)
         self.classes_per_batch = batch_size // instances_per_class
-        order = np.argsort(labels, kind="stable")
-        cuts = np.flatnonzero(np.diff(labels[order])) + 1
-        images = np.split(order, cuts) if len(labels) else []
-        least = 1 if instances_per_class == 1 else 2
-        self._images = [group for group in images if len(group) >= least]
-        self.num_classes = len(self._images)
-        self.left_out = len(images) - self.num_classes
+        least = least_images(instances_per_class, distinct)
+        self._images = ClassDecks(labels, instances_per_class, least, seed)
+        self.num_classes, self.left_out = len(self._images), self._images.left_out
         if self.num_classes < self.classes_per_batch:
-            raise InputError(self._too_few_classes())
-        dealt = sum(len(group) for group in self._images)
-        self.steps_per_epoch = -(-dealt // batch_size)
+            raise InputError(self._too_few_classes(least))
+        self.steps_per_epoch = -(-int(self._images.sizes.sum()) // batch_size)
         self._classes = Deck(self.num_classes, self.classes_per_batch, seed, 0)
-        self._decks = [
-            Deck(len(group), instances_per_class, seed, 1 + c)
-            for c, group in enumerate(self._images)
-        ]
+        self.contents = f"{self.classes_per_batch} classes x {instances_per_class}"
+        self.notes = few_images(self.left_out, least)
 
     def __getitem__(self, step: int) -> np.ndarray:
         """The batch of a step: int64 [P * K] indices, those of a class side by side."""
-        if step < 0:
-            raise IndexError(f"There is no step {step}: steps count from 0.")
-        batch = np.empty((self.classes_per_batch, self.instances_per_class), np.int64)
-        classes, times_dealt = self._classes.draw(int(step))
-        for row, c, times in zip(
-            batch, classes.tolist(), times_dealt.tolist(), strict=True
-        ):
-            row[:] = self._images[c][self._decks[c].draw(times)[0]]
-        return batch.reshape(-1)
+        return self._images.fill(*self._classes.draw(checked(step)))
 
-    def _too_few_classes(self) -> str:
+    def _too_few_classes(self, least: int) -> str:
         per_class = self.instances_per_class
-        which = "" if per_class == 1 else " with at least two images"
-        advice = (
-            f"the largest batch is {self.num_classes * per_class}"
-            if self.num_classes
-            else "nothing can be learned from them"
-        )
+        count = "two" if least == 2 else least
+        which = "" if least == 1 else f" with at least {count} images"
+        advice = [f"the largest batch is {self.num_classes * per_class}"]
+        if not self.num_classes:
+            advice = [] if least > 2 else ["nothing can be learned from them"]
+        if least > 2:
+            advice.append("take fewer images a class")
         return (
             f"A batch of {self.batch_size} with {per_class} images a class needs "
             f"{self.classes_per_batch} classes, but there are {self.num_classes}"
-            f"{which}: {advice}."
+            f"{which}: {', or '.join(advice)}."
         )
 
 
-def _check_batch(batch_size: int, instances_per_class: int) -> None:
+class CategorySampler:
+    """P classes of K images a batch, from C categories, P / C classes of each.
+
+    With C = 1 all classes of a batch are of one category, so that every negative is a
+    near one; with C = P each is of another category.
+
+    Categories are dealt from decks, the classes of a category likewise, and the images
+    of a class as by `PKSampler`. So every category is dealt equally often, and with
+    categories of unequal size a class of a small one is seen more often. Categories of
+    fewer than P / C classes are left out: the batch is never filled up from others.
+
+    Attributes:
+      batch_size, steps_per_epoch, contents, notes: see `Sampler`; an epoch is counted
+        as by `PKSampler`.
+
+    Args:
+      labels: int [n], the class of each image.
+      categories: int [n], the category of each image.
+      batch_size: P * K.
+      instances_per_class: K.
+      categories_per_batch: C, a divisor of P.
+      seed: which decks.
+
+    Raises:
+      InputError: K does not divide the batch size or C not P, a class has images of
+        several categories, or there are fewer than C categories of P / C classes.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        categories: np.ndarray,
+        batch_size: int,
+        instances_per_class: int,
+        categories_per_batch: int,
+        seed: int,
+    ):
+        check_batch(batch_size, instances_per_class)
+        self.batch_size = batch_size
+        classes = batch_size // instances_per_class
+        check_categories(classes, categories_per_batch)
+        each = classes // categories_per_batch
+        least = least_images(instances_per_class)
+        images = ClassDecks(labels, instances_per_class, least, seed)
+        of_class = _category_of_each(images, categories)
+        members = [np.flatnonzero(of_class == c) for c in np.unique(of_class)]
+        self._members = [classes for classes in members if len(classes) >= each]
+        if len(self._members) < categories_per_batch:
+            raise InputError(
+                f"A batch of {classes} classes from {categories_per_batch} categories "
+                f"needs {categories_per_batch} with at least {each} classes, but only "
+                f"{len(self._members)} of {len(members)} have so many: take more "
+                "categories a batch or a smaller batch."
+            )
+        self._images = images
+        self._categories = Deck(len(self._members), categories_per_batch, seed, 0)
+        self._decks = [
+            Deck(len(classes), each, seed, 1 + len(images) + j)
+            for j, classes in enumerate(self._members)
+        ]
+        dealt = np.concatenate(self._members)
+        self.steps_per_epoch = -(-int(images.sizes[dealt].sum()) // batch_size)
+        self.contents = (
+            f"{classes} classes x {instances_per_class}, {each} of each of "
+            f"{categories_per_batch} categories"
+        )
+        self.notes = few_images(images.left_out, least)
+        if len(self._members) < len(members):
+            self.notes += (
+                f"left out of the batches: {len(members) - len(self._members)} of "
+                f"{len(members)} categories, of fewer than {each} classes",
+            )
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """The batch of a step: int64 [P * K] indices, category by category."""
+        categories, times = self._categories.draw(checked(step))
+        classes, times_dealt = [], []
+        for j, time in zip(categories.tolist(), times.tolist(), strict=True):
+            places, decks = self._decks[j].draw(time)
+            classes.append(self._members[j][places])
+            times_dealt.append(decks)
+        return self._images.fill(np.concatenate(classes), np.concatenate(times_dealt))
+
+
+def _category_of_each(images: ClassDecks, categories: np.ndarray) -> np.ndarray:
+    """The category of each class that is dealt."""
+    first = np.array([group[0] for group in images.images], np.int64)
+    every = np.concatenate([first[:0], *images.images])
+    of_first = np.repeat(first, images.sizes)
+    differs = np.flatnonzero(categories[every] != categories[of_first])
+    if differs.size:
+        one, other = of_first[differs[0]], every[differs[0]]
+        raise InputError(
+            f"Images {one} and {other} are of one class, but of categories "
+            f"{categories[one]} and {categories[other]}: give a class one category."
+        )
+    return categories[first]
+
+
+def least_images(instances_per_class: int, distinct: bool = False) -> int:
+    """How many images a class must have to be dealt."""
+    return instances_per_class if distinct else min(instances_per_class, 2)
+
+
+def few_images(left_out: int, least: int) -> tuple[str, ...]:
+    """The note on classes that are left out because they have too few images."""
+    if not left_out:
+        return ()
+    classes = "1 class" if left_out == 1 else f"{left_out} classes"
+    return (
+        f"left out of the batches: {classes} of fewer than {least} images to train on",
+    )
+
+
+def checked(step: int) -> int:
+    """The step, or IndexError, so that nobody counts from the end of no end."""
+    if step < 0:
+        raise IndexError(f"There is no step {step}: steps count from 0.")
+    return int(step)
+
+
+def check_batch(batch_size: int, instances_per_class: int) -> None:
+    """Raise `InputError` unless the batch holds whole groups of K >= 1 images."""
     if instances_per_class < 1:
         raise InputError(
             f"instances_per_class is {instances_per_class}: it must be at least 1."
         )
-    below, rest = divmod(batch_size, instances_per_class)
-    if batch_size < 1 or rest:
-        legal = [m * instances_per_class for m in (below, below + 1) if m > 0]
+    if batch_size < 1 or batch_size % instances_per_class:
         raise InputError(
             f"A batch of {batch_size} cannot hold whole groups of "
             f"{instances_per_class} images a class: the nearest batch_size that can is "
-            f"{' or '.join(map(str, legal))}."
+            f"{nearest(batch_size, instances_per_class)}."
         )
+
+
+def check_categories(classes_per_batch: int, categories_per_batch: int) -> None:
+    """Raise `InputError` unless C categories can share the P classes of a batch."""
+    if categories_per_batch < 1 or classes_per_batch % categories_per_batch:
+        legal = [
+            c for c in range(1, classes_per_batch + 1) if not classes_per_batch % c
+        ]
+        raise InputError(
+            f"categories_per_batch is {categories_per_batch}, which cannot share the "
+            f"{classes_per_batch} classes of a batch equally: choose one of "
+            f"{', '.join(map(str, legal))}."
+        )
+
+
+def nearest(batch_size: int, multiple: int) -> str:
+    """The multiples above 0 next to a batch size, in words."""
+    below = batch_size // multiple
+    legal = [m * multiple for m in (below, below + 1) if m > 0]
+    return " or ".join(map(str, legal))

@@ -4,10 +4,10 @@ import csv
 import io
 import posixpath
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from metricjax.data.files import Files
+from metricjax.data.files import Files, absent
 from metricjax.errors import InputError
 
 # The words of a split column or folder, and the split they mean. open-metric-learning
@@ -23,7 +23,15 @@ _FALSE = ("false", "0", "0.0", "no", "f")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image: where it is and what it shows; split is "train", "test" or None."""
+    """One image: where it is and what it shows.
+
+    Attributes:
+      path, label, category: where it is, its class, and a coarser label.
+      split: "train", "test" or None.
+      is_query, is_gallery: its roles in testing.
+      box: left, top, right, bottom in pixels, to which it is cropped; None: it is not.
+        The right column and the bottom row are the first outside.
+    """
 
     path: str
     label: str
@@ -31,6 +39,7 @@ class Row:
     split: str | None = None
     is_query: bool = True
     is_gallery: bool = True
+    box: tuple[int, int, int, int] | None = None
 
 
 def sorted_names(names: Iterable[str]) -> list[str]:
@@ -48,21 +57,22 @@ def rows_of(files: Files, table_name: str | None) -> tuple[list[Row], list[str]]
       files: the tree.
       table_name: of the table; None: labels.csv, if there is one.
     """
-    top = _only_top_folder(files.paths)
-    for path in [table_name] if table_name else ["labels.csv", f"{top}labels.csv"]:
-        if path in set(files.paths):
+    folders = files.entries("")[0]
+    nested = [f"{folders[0]}/labels.csv"] if len(folders) == 1 else []
+    for path in [table_name] if table_name else ["labels.csv", *nested]:
+        if files.has(path):
             return _read_table(files, path)
-    return _from_folders(files.paths, top)
+    if not files.paths:
+        raise InputError(
+            f"There is no file in data.root {files.root!r}: put images in."
+        )
+    return _from_folders(files.paths)
 
 
-def _only_top_folder(paths: list[str]) -> str:
-    """ "name/" if there is one top-level folder, otherwise ""."""
-    tops = {path.split("/")[0] for path in paths if "/" in path}
-    return f"{tops.pop()}/" if len(tops) == 1 else ""
-
-
-def _from_folders(paths: list[str], top: str) -> tuple[list[Row], list[str]]:
+def _from_folders(paths: Sequence[str]) -> tuple[list[Row], list[str]]:
     """Class = the folder an image lies in, named by its path below the root."""
+    tops = {path.split("/")[0] for path in paths if "/" in path}
+    top = f"{tops.pop()}/" if len(tops) == 1 else ""
     if not any("/" in path.removeprefix(top) for path in paths):
         top = ""
     folders = {path: path.removeprefix(top).rpartition("/")[0] for path in paths}
@@ -184,12 +194,11 @@ def _flag(where: str, fields: dict[str, str], column: str) -> bool:
 
 
 def _check_present(name: str, files: Files, rows: list[Row]) -> None:
-    present = set(files.paths)
-    absent = [row.path for row in rows if row.path not in present]
-    if absent:
+    missing = absent(files, [row.path for row in rows])
+    if missing:
         raise InputError(
-            f"{name} names {len(absent)} files that are not there, the first "
-            f"{absent[0]!r}: paths are relative to the folder of the table."
+            f"{name} names {len(missing)} files that are not there, the first "
+            f"{missing[0]!r}: paths are relative to the folder of the table."
         )
     repeated = [path for path, n in Counter(row.path for row in rows).items() if n > 1]
     if repeated:

@@ -8,6 +8,7 @@ device. Everything crosses to the device as uint8 NHWC.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,37 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from metricjax.data.geometry import (
+    border_colour,
+    center_crop,
+    opencv_resize,
+    pad_to_square,
+    random_crop,
+    random_resized_crop,
+    resize,
+    resize_and_center_crop,
+    shrink,
+    to_pil,
+)
 from metricjax.errors import InputError
 
-RECIPES = ("resize_crop", "affine", "none")
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+# Recipe -> the normalisation of the weights that it was published with.
+_RECIPES = {
+    "resize_crop": "imagenet",
+    "resize_or_crop": "imagenet",
+    "random_resized_crop": "imagenet",
+    "pad_crop": "caffe",
+    "affine": "half",
+    "none": "half",
+}
+RECIPES = tuple(_RECIPES)
+# Normalisation -> mean and deviation of red, green and blue, where white is 1.
+_NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
 
 
 @dataclass(frozen=True)
@@ -28,16 +54,29 @@ class TransformConfig:
     """How images are prepared and augmented.
 
     Attributes:
-      recipe: "resize_crop" for photographs: squash to 1.125 times the image size,
-        random crop, horizontal flip; tests squash to the image size; ImageNet mean and
-        deviation. With image_size 224 this is CGD's 252 -> 224 as re-implementations
-        have it. "affine" for characters and other small pictures: squash to the image
-        size, then one random rotation, scale, shear and shift; x / 127.5 - 1.
-        "none": squash to the image size, nothing random; x / 127.5 - 1.
+      recipe: for photographs, mirrored at random,
+        "resize_crop": squash to 1.125 s, random crop; tests squash to s. With s = 224
+        this is CGD's 252 -> 224 as re-implementations have it.
+        "resize_or_crop": half of the time that, otherwise squash to s as tests do; EE's
+        with s = 227.
+        "random_resized_crop": a crop of 8% to 100% of the area and 3/4 to 4/3 as wide
+        as high, squashed; tests bring the shorter side to s 256/224 and crop the
+        middle; Proxy-Anchor's with s = 224.
+        "pad_crop": the longer side to s 256/224, padded to a square, random crop; tests
+        crop the middle; ABE's with s = 224.
+        For characters and other small pictures, "affine": squash to s, then one random
+        rotation, scale, shear and shift. "none": squash to s, nothing random.
       image_size: s, the side of what the network sees, in pixels.
       channels: 1 or 3.
+      normalization: what the network sees of the values x of 0 to 255. "imagenet":
+        less ImageNet's mean, by its deviation; "half": x / 127.5 - 1; "caffe": blue,
+        green, red, each less its mean, in 0 to 255; "none": x / 255. None: as the
+        recipe says, "caffe" for "pad_crop", "half" for "affine" and "none", "imagenet"
+        for the others. It must be that of the pretrained weights, if there are any.
+      resizer: of the crops of "random_resized_crop". "pillow": antialiased; "opencv":
+        not, in a fifth of the time, where `metricjax[opencv]` is installed.
       flip: whether training images are mirrored at random; None: as the recipe says
-        (only "resize_crop" does).
+        (all for photographs do).
       rotation: of "affine": the angle is uniform within this many degrees either way.
       scale: of "affine": the factor is (1 + scale)^u, u uniform in [-1, 1].
       stretch: of "affine": width times and height divided by (1 + stretch)^u, likewise.
@@ -48,6 +87,8 @@ class TransformConfig:
     recipe: str = "resize_crop"
     image_size: int = 224
     channels: int = 3
+    normalization: str | None = None
+    resizer: str = "pillow"
     flip: bool | None = None
     rotation: float = 15.0
     scale: float = 0.15
@@ -60,6 +101,20 @@ class TransformConfig:
             raise InputError(
                 f"There is no transform recipe {self.recipe!r}: choose one of "
                 f"{', '.join(RECIPES)}."
+            )
+        if self.normalization not in (None, *_NORMALIZATIONS):
+            raise InputError(
+                f"There is no normalization {self.normalization!r}: choose one of "
+                f"{', '.join(_NORMALIZATIONS)}."
+            )
+        if self.resizer not in ("pillow", "opencv"):
+            raise InputError(
+                f"There is no resizer {self.resizer!r}: choose pillow or opencv."
+            )
+        if self.resizer == "opencv" and self.recipe != "random_resized_crop":
+            raise InputError(
+                f"The resizer is 'opencv', but recipe {self.recipe!r} is resized by "
+                "pillow: only random_resized_crop has the choice."
             )
         if self.image_size < 1:
             raise InputError(
@@ -84,7 +139,22 @@ class TransformConfig:
     @property
     def flips(self) -> bool:
         """Whether training images are mirrored at random."""
-        return self.recipe == "resize_crop" if self.flip is None else self.flip
+        drawn = self.recipe in ("affine", "none")
+        return not drawn if self.flip is None else self.flip
+
+    @property
+    def normalizes_as(self) -> str:
+        """The normalisation, whether it was named or is the recipe's."""
+        return self.normalization or _RECIPES[self.recipe]
+
+    @property
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation [c], where white is 1; of grey, the means of the three."""
+        values = np.array(_NORMALIZATIONS[self.normalizes_as])
+        if self.channels == 1:
+            values = values.mean(axis=1, keepdims=True)
+        mean, deviation = values.astype(np.float32)
+        return mean, deviation
 
 
 @dataclass(frozen=True)
@@ -93,7 +163,7 @@ class Transform:
 
     Attributes:
       config: what it was built from.
-      prepare_train: uint8 [h, w, c] of any size -> uint8 of a fixed size.
+      prepare_train: uint8 [h, w, c] of any size -> uint8, what `augment` begins with.
       augment: (prepared, np.random.Generator) -> uint8 [s, s, c].
       prepare_test: uint8 [h, w, c] of any size -> uint8 [s, s, c].
     """
@@ -108,51 +178,67 @@ def build(config: TransformConfig) -> Transform:
     """The host functions of a recipe."""
     size = config.image_size
 
-    def prepare_test(image: np.ndarray) -> np.ndarray:
-        return resize(image, size)
-
+    squash = partial(resize, size=size)
+    larger, scaled = round(size * 1.125), round(size * 256 / 224)
     if config.recipe == "resize_crop":
-        larger = round(size * 1.125)
         return Transform(
             config,
-            prepare_train=lambda image: resize(image, larger),
-            augment=lambda prepared, rng: _crop(prepared, size, rng),
-            prepare_test=prepare_test,
+            prepare_train=partial(resize, size=larger),
+            augment=lambda prepared, rng: random_crop(prepared, size, rng),
+            prepare_test=squash,
+        )
+    if config.recipe == "resize_or_crop":
+        return Transform(
+            config,
+            prepare_train=lambda image: _two_sizes(image, size, larger),
+            augment=lambda prepared, rng: _either(prepared, size, rng),
+            prepare_test=squash,
+        )
+    if config.recipe == "random_resized_crop":
+        crop = opencv_resize() if config.resizer == "opencv" else resize
+        return Transform(
+            config,
+            # Twice the size of tests is as much as all but the smallest crops show.
+            prepare_train=lambda image: shrink(image, 2 * scaled),
+            augment=lambda prepared, rng: random_resized_crop(
+                prepared, size, rng, crop
+            ),
+            prepare_test=lambda image: resize_and_center_crop(image, scaled, size),
+        )
+    if config.recipe == "pad_crop":
+        # The mean colour becomes about 0, as padding in the network is.
+        mean = np.rint(255 * config.statistics[0]).astype(np.uint8)
+        pad = partial(pad_to_square, side=scaled, colour=mean)
+        return Transform(
+            config,
+            prepare_train=pad,
+            augment=lambda prepared, rng: random_crop(prepared, size, rng),
+            prepare_test=lambda image: center_crop(pad(image), size),
         )
     if config.recipe == "affine":
         return Transform(
             config,
-            prepare_train=prepare_test,
+            prepare_train=squash,
             augment=lambda prepared, rng: _affine(prepared, config, rng),
-            prepare_test=prepare_test,
+            prepare_test=squash,
         )
-    return Transform(config, prepare_test, lambda prepared, rng: prepared, prepare_test)
+    return Transform(config, squash, lambda prepared, rng: prepared, squash)
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Squashes to a square: uint8 [h, w, c] -> uint8 [size, size, c].
-
-    Bilinear, and antialiased when it shrinks: each new pixel is a weighted mean of all
-    the old ones under it.
-    """
-    if image.shape[:2] == (size, size):
-        return image
-    # The gap lets PIL first average whole blocks of a much larger image.
-    resized = _to_pil(image).resize(
-        (size, size), Image.Resampling.BILINEAR, reducing_gap=3.0
-    )
-    return np.asarray(resized).reshape(size, size, image.shape[2])
+def _two_sizes(image: np.ndarray, size: int, larger: int) -> np.ndarray:
+    """The image at both sizes, side by side: one array, for the cache."""
+    sheet = np.zeros((larger, larger + size, image.shape[2]), np.uint8)
+    sheet[:, :larger] = resize(image, larger)
+    sheet[:size, larger:] = resize(image, size)
+    return sheet
 
 
-def _to_pil(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-
-
-def _crop(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A square of the given side, each place equally likely."""
-    height, width, _ = image.shape
-    top, left = (rng.random(2) * (height - size + 1, width - size + 1)).astype(int)
-    return image[top : top + size, left : left + size]
+def _either(sheet: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """From `_two_sizes`, with equal chances the smaller, or a crop of the larger."""
+    larger = len(sheet)
+    if rng.random() < 0.5:
+        return sheet[:size, larger:]
+    return random_crop(sheet[:, :larger], size, rng)
 
 
 def _affine(
@@ -178,7 +264,7 @@ def _affine(
     cosine, sine = math.cos(angle) / factor, math.sin(angle) / factor
     a, b = (cosine + shear * sine) / stretch, (sine - shear * cosine) / stretch
     c, d = -sine * stretch, cosine * stretch
-    changed = _to_pil(image).transform(
+    changed = to_pil(image).transform(
         (size, size),
         Image.Transform.AFFINE,
         (a, b, size / 2 - a * x - b * y, c, d, size / 2 - c * x - d * y),
@@ -188,31 +274,17 @@ def _affine(
     return np.asarray(changed).reshape(image.shape)
 
 
-def border_colour(image: np.ndarray) -> int | tuple[int, ...]:
-    """The median of the outermost pixels, for each channel."""
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    border.sort(axis=0)
-    median = border[len(border) // 2].tolist()
-    return median[0] if len(median) == 1 else tuple(median)
-
-
 def normalize(
     images: UInt8[Array, "b s s c"], config: TransformConfig
 ) -> Float[Array, "b s s c"]:
     """What the network sees, on the device: (x / 255 - mean) / deviation, float32.
 
-    With "resize_crop" mean and deviation are ImageNet's (of one channel: the means of
-    the three), otherwise both are 0.5, so that the result lies in [-1, 1].
+    Mean and deviation are those of `TransformConfig.normalization`; with "caffe" the
+    channels come out as blue, green, red.
     """
-    if config.recipe != "resize_crop":
-        mean, deviation = np.float32(0.5), np.float32(0.5)
-    elif config.channels == 3:
-        mean = np.array(_IMAGENET_MEAN, np.float32)
-        deviation = np.array(_IMAGENET_STD, np.float32)
-    else:
-        mean = np.float32(np.mean(_IMAGENET_MEAN))
-        deviation = np.float32(np.mean(_IMAGENET_STD))
-    return (images.astype(jnp.float32) / 255.0 - mean) / deviation
+    mean, deviation = config.statistics
+    values = (images.astype(jnp.float32) / 255.0 - mean) / deviation
+    return values[..., ::-1] if config.normalizes_as == "caffe" else values
 
 
 def random_flip(images: Array, key: jax.Array, config: TransformConfig) -> Array:

@@ -5,7 +5,6 @@ content security policy forbids it to load anything.
 """
 
 import functools
-import importlib.resources
 import math
 import os
 import pathlib
@@ -81,7 +80,7 @@ def render(*, results, history, config, galleries, image, name, studies=()) -> s
     counts = _flatten(dataset, "_")
     main, others = figures.panels(history, results.get("selected_step"))
     rows = gallery_rows(galleries, image, name)
-    return _template().render(
+    return template("template.html").render(
         dataset=counts.get("name") or settings.get("data.name") or "",
         tiles=_tiles(counts),
         closed_set=bool(counts.get("closed_set", settings.get("data.closed_set"))),
@@ -101,9 +100,10 @@ def render(*, results, history, config, galleries, image, name, studies=()) -> s
 
 
 @functools.cache
-def _template() -> jinja2.Template:
-    source = importlib.resources.files(__package__).joinpath("template.html")
+def template(name: str) -> jinja2.Template:
+    """A page of this package: `name` is that of its file."""
     environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -112,7 +112,7 @@ def _template() -> jinja2.Template:
     environment.filters["percent"] = _percent
     environment.filters["count"] = _count
     environment.filters["breakable"] = _breakable
-    return environment.from_string(source.read_text(encoding="utf-8"))
+    return environment.get_template(name)
 
 
 def _percent(value: float) -> str:

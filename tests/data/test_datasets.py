@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metricjax import data
-from metricjax.data.datasets import Split, with_turns
+from metricjax.data.datasets import Split, options_of, with_turns
 from metricjax.errors import InputError
 
 
@@ -128,15 +128,34 @@ def test_unknown_names_get_a_suggestion():
         data.open_dataset("glyphs", sise=3)
 
 
-@pytest.mark.parametrize("name", ["cub", "cars", "sop", "inshop"])
-def test_benchmarks_answer_with_one_sentence(name):
-    with pytest.raises(InputError) as caught:
-        data.open_dataset(name, "/nowhere")
-    sentence = str(caught.value)
-    assert "'/nowhere'" in sentence and "https://" in sentence
-    assert "labels.csv" in sentence and "\n" not in sentence
-    with pytest.raises(InputError, match="no data.root given"):
-        data.open_dataset(name)
+def test_what_a_data_set_takes():
+    assert options_of("glyphs") == ["size", "seed"]
+    assert options_of("folder") == ["channels", "closed_set", "threads"]
+    assert options_of("cub") == options_of("sop") == ["cropped", "channels"]
+    assert options_of("tfds:cars196") == ["channels"]
+    with pytest.raises(InputError, match="'sop' has no option 'closed_set'"):
+        data.open_dataset("sop", "x", closed_set=True)
+
+
+class Files:
+    """A reader of files."""
+
+    def __call__(self, index):
+        return np.full((2, 2, 1), index, np.uint8)
+
+    def encoded(self, index):
+        return f"file {index}".encode()
+
+
+def test_undecoded_files_pass_through_subsets_but_not_through_turns():
+    split = dataclasses.replace(toy_split(), reader=Files())
+    assert split.encoded(np.int64(7)) == b"file 7"
+    part = split.subset([39, 20, 21])
+    assert part.encoded(1) == b"file 20"
+    assert part.subset([2]).encoded(0) == b"file 21"
+    assert with_turns(part, 2).encoded(0) is None
+    assert toy_split().encoded(7) is None
+    assert toy_split().subset([3]).encoded(0) is None
 
 
 def test_unreadable_image_tells_name_and_reason_and_can_be_pickled():

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,6 +89,34 @@ def test_a_zip_is_read_like_its_folder(tmp_path, prefix, compression):
     np.testing.assert_array_equal(again.read(3), images[3])
 
 
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_a_tar_is_read_like_its_folder(tmp_path, kind):
+    folder = make_folder(tmp_path / "photos")
+    archive = tmp_path / f"photos.{kind}"
+    with tarfile.open(archive, "w:" + kind[4:]) as file:
+        file.add(folder, "photos")
+    left = open_dataset("folder", str(folder))
+    right = open_dataset("folder", str(archive))
+    assert list(left.test.class_names) == list(right.test.class_names)
+    assert left.fingerprint == right.fingerprint
+    assert left.notes == right.notes[-len(left.notes) :]
+    for i in range(9):
+        np.testing.assert_array_equal(left.test.read(i), right.test.read(i))
+        assert left.test.encoded(i) == right.test.encoded(i)
+
+
+def test_names_in_any_script_and_of_two_lines(tmp_path):
+    for c in ("ж", "猫", "a\nb", " c "):
+        for i in range(2):
+            write_image(tmp_path / c / f"{i}\n.png", value=i)
+    (tmp_path / "猫" / "\n.png").touch()
+    dataset = open_dataset("folder", str(tmp_path))
+    assert list(dataset.train.class_names) == [" c ", "a\nb"]
+    assert dataset.test.read(0).shape == (10, 12, 3)
+    assert dataset.skipped == (("猫/\n.png", "it is empty"),)
+    assert not any("\n" in note for note in dataset.notes)
+
+
 def test_folders_called_train_and_test_are_the_split(tmp_path):
     make_folder(tmp_path / "train", classes=2)
     for i in range(3):
@@ -141,6 +170,11 @@ def test_labels_csv(tabled, tmp_path, kind):
     assert train.is_query.all()
     assert test.read(0).shape == (10, 12, 3)
     assert any("validation split is the test split" in note for note in dataset.notes)
+
+
+def test_a_table_spares_walking_the_directory(tabled, monkeypatch):
+    monkeypatch.setattr(os, "walk", None)
+    assert len(open_dataset("folder", str(tabled)).train) == 4
 
 
 def test_open_metric_learning_table_with_boxes(tabled):

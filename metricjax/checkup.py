@@ -1,0 +1,225 @@
+"""Is a data set fit for training? The sentences, the page and the exit code."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from metricjax.data import verdict
+from metricjax.data.checking import (
+    ACROSS_CLASSES,
+    ACROSS_SPLITS,
+    WITHIN_CLASS,
+    Findings,
+    check,
+)
+from metricjax.data.datasets import Dataset, UnreadableImage
+from metricjax.errors import InputError
+from metricjax.progress import progress_bar
+from metricjax.reports import checkup as report
+from metricjax.reports.checkup import Section
+from metricjax.reports.studies import Pictures
+from metricjax.reports.thumbnails import thumbnail
+from metricjax.workdir import write_atomically
+
+MAX_PAIRS = 12
+MAX_PICTURES = 12
+MAX_LINES = 100
+
+
+def run(
+    dataset: Dataset,
+    page: Path,
+    *,
+    threads: int | None = None,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Check a data set, say what was found and write the page.
+
+    The notes of opening the data set stand on the page; who opened it says them.
+
+    Args:
+      dataset: an opened data set.
+      page: the HTML file to write; one that exists is replaced.
+      threads: that decode; None: as many as suit the machine.
+      say: called with each sentence.
+
+    Returns:
+      The exit code: 0 fit for training, even if there is something to look at; 2 not.
+
+    Raises:
+      InputError: the page cannot be written.
+    """
+    page = Path(page)
+    if not page.parent.is_dir() or page.is_dir():
+        raise InputError(
+            f"The page {str(page)!r} cannot be written there: name a file in a "
+            "directory that exists."
+        )
+    with progress_bar("looking at the images") as progress:
+        findings = check(dataset, threads=threads, progress=progress)
+    problems, warnings = verdict.problems(findings), verdict.warnings(findings)
+    facts = verdict.facts(findings)
+    for sentence in facts:
+        say(_printable(sentence))
+    for sentence in warnings:
+        say(_printable(f"Look at this: {sentence}"))
+    for sentence in problems:
+        say(_printable(f"Not fit for training: {sentence}"))
+    if not problems:
+        say("Fit for training.")
+    text = report.render(
+        name=dataset.name,
+        problems=problems,
+        warnings=warnings,
+        facts=facts,
+        tiles=[
+            (title, split.num_classes, len(split))
+            for title, split in _splits(dataset).items()
+        ],
+        class_sizes={
+            title: findings.class_sizes(split)
+            for title, split in _splits(dataset).items()
+        },
+        sections=_sections(findings),
+        notes=dataset.notes,
+    )
+    try:
+        write_atomically(page, _printable(text))
+    except OSError as error:
+        raise InputError(
+            f"The page {str(page)!r} cannot be written ({error}): name another file."
+        ) from error
+    say(f"Pictures of what was found are in {page}.")
+    return 2 if problems else 0
+
+
+def _splits(dataset: Dataset) -> dict:
+    splits = {"Train": dataset.train, "Test": dataset.test}
+    return {title: split for title, split in splits.items() if len(split)}
+
+
+def _printable(text: str) -> str:
+    """Without what a file name may hold that is not Unicode."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _sections(findings: Findings) -> list[Section]:
+    sections = [
+        _pairs(
+            findings,
+            ACROSS_SPLITS,
+            "In train and in test",
+            "Images of the test split and their copies in train.",
+        ),
+        _pairs(
+            findings,
+            ACROSS_CLASSES,
+            "The same under two classes",
+            "Copies in one split whose classes differ: one label is probably wrong.",
+        ),
+        _lines(
+            "Unreadable images",
+            [
+                (findings.name(image), reason)
+                for image, reason in findings.unreadable.items()
+            ],
+        ),
+        _lines("Files left out", findings.dataset.skipped),
+        _unusual(findings),
+        _smallest_classes(findings),
+        _pairs(
+            findings,
+            WITHIN_CLASS,
+            "Copies within a class",
+            "Harmless, but such a pair teaches nothing.",
+        ),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _pairs(findings: Findings, relation: int, title: str, text: str) -> Section | None:
+    """The pairs of a kind: identical ones first, then the most alike."""
+    found = np.flatnonzero(findings.relations == relation)
+    if not len(found):
+        return None
+    found = found[np.lexsort((-findings.alike[found], ~findings.identical[found]))]
+    rows = []
+    for at in found[:MAX_PAIRS]:
+        same = findings.identical[at]
+        title_of_pair = "identical" if same else f"{findings.alike[at]:.1%} alike"
+        rows.append(_pictures(findings, title_of_pair, findings.pairs[at]))
+    shown = f" {_shown(len(found), MAX_PAIRS, 'pair')}"
+    return Section(title, text + shown, tuple(rows))
+
+
+def _unusual(findings: Findings) -> Section | None:
+    outliers = verdict.unusual_sizes(findings)
+    images = {int(image): "one shade" for image in findings.blank}
+    images |= {outlier.image: outlier.kind for outlier in outliers}
+    if not images:
+        return None
+    width, height = findings.sizes.T
+    captions = [
+        f"{kind}, {width[image]} x {height[image]}" for image, kind in images.items()
+    ]
+    row = _pictures(findings, "", list(images)[:MAX_PICTURES], captions)
+    text = (
+        "Tiny or huge: a quarter or four times of the median side; long: four times as "
+        f"long as wide. {_shown(len(images), MAX_PICTURES, 'image')}"
+    )
+    return Section("Unusual images", text, (row,))
+
+
+def _smallest_classes(findings: Findings) -> Section | None:
+    """One image of each of the smallest classes, if classes differ in size."""
+    smallest = []
+    for title, split in _splits(findings.dataset).items():
+        sizes = findings.class_sizes(split)
+        few = np.flatnonzero((sizes > 0) & (sizes < np.median(sizes) / 2))
+        smallest += [(int(sizes[c]), title, int(c)) for c in few]
+    if not smallest:
+        return None
+    smallest.sort(key=lambda one: one[0])
+    images, captions = [], []
+    for size, title, c in smallest[:MAX_PICTURES]:
+        split = _splits(findings.dataset)[title]
+        index = np.flatnonzero(findings.readable_of(split) & (split.labels == c))[0]
+        images.append(findings.number(split, index))
+        captions.append(f"{title.lower()}: {verdict.count(size, 'image')}")
+    text = (
+        "Classes of fewer than half the median number of images, one of each. "
+        f"{_shown(len(smallest), MAX_PICTURES, 'class', 'classes')}"
+    )
+    row = _pictures(findings, "", images, captions)
+    return Section("The smallest classes", text, (row,))
+
+
+def _lines(title: str, lines: Sequence[tuple[str, str]]) -> Section | None:
+    if not lines:
+        return None
+    return Section(
+        title, _shown(len(lines), MAX_LINES, "file"), lines=tuple(lines[:MAX_LINES])
+    )
+
+
+def _shown(total: int, most: int, noun: str, plural: str | None = None) -> str:
+    counted = verdict.count(total, noun, plural)
+    return f"{counted}." if total <= most else f"{counted}; the first {most} are shown."
+
+
+def _pictures(findings: Findings, title: str, images, captions=None) -> Pictures:
+    """Images side by side, each with its name and class."""
+    items = []
+    for at, image in enumerate(images):
+        split, index = findings.place(image)
+        try:
+            picture = thumbnail(split.read(index))
+        except UnreadableImage as error:  # It was readable a moment ago.
+            title = str(error)
+            continue
+        side = "test" if findings.is_test(image) else "train"
+        remark = captions[at] if captions else side
+        caption = f"{remark}, {findings.class_name(image)}: {findings.name(image)}"
+        items.append((caption, picture))
+    return Pictures(title, tuple(items))

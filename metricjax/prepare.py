@@ -1,0 +1,128 @@
+"""`python -m metricjax.prepare`: pack a data set, verify a packed one, or check one."""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from metricjax.errors import InputError
+from metricjax.progress import progress_bar
+
+USAGE = """\
+metricjax: images made ready for training, or checked.
+
+  python -m metricjax.prepare SOURCE --out DIR [--short-side 256]
+  python -m metricjax.prepare --check SOURCE [--out PAGE.html]
+  python -m metricjax.prepare --verify DIR
+
+The first form packs the images of SOURCE into a few large files in DIR, which training
+reads much faster than many small ones: open it with data.name=packed, data.root=DIR.
+Stopped at any moment, the same command goes on where it stopped.
+
+  SOURCE             a directory, .zip or .tar of class folders or with a labels.csv,
+                       or what --name says
+  --name NAME        folder (default), cub, cars, sop, inshop, tfds:NAME or glyphs
+  --out DIR          where to write: a directory, or an address such as gs://bucket/dir
+                       (needs metricjax[remote])
+  --short-side N     shrink larger images until their shorter side has N pixels and
+                       write them as JPEG of quality 95; all others keep their bytes
+                       (default: 256; 0: shrink none)
+  --cropped          crop to the bounding boxes that cub and cars come with
+  --closed-set       allow classes that stand in both train and test
+  --threads N        that decode images (default: 2 per processor, at most 32)
+  --check            is SOURCE fit for training? Says what is wrong (unreadable images,
+                       copies in train and test, wrong labels) and writes a page with
+                       pictures (default: check.html)
+  --verify           read everything in DIR again and compare it with its checksums
+  --help             this text
+
+Exit code: 0 done; 2 something to mend, told in one sentence, or damage found, or not
+fit for training; 130 stopped by Ctrl-C; 1 a fault of metricjax, with a traceback.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"--help", "-h", "-help"} & set(arguments):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    try:
+        return _run(_parse(arguments))
+    except InputError as error:
+        print(f"metricjax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "metricjax: stopped; the same command goes on from here.", file=sys.stderr
+        )
+        return 130
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
+    parser.add_argument("source", nargs="?")
+    parser.add_argument("--name", default="folder")
+    parser.add_argument("--out")
+    parser.add_argument("--short-side", type=int, default=256)
+    parser.add_argument("--threads", type=int)
+    for flag in ("--cropped", "--closed-set", "--check", "--verify"):
+        parser.add_argument(flag, action="store_true")
+    options = parser.parse_args(arguments)
+    if options.check and options.verify:
+        raise InputError("--check and --verify are two commands: give one of them.")
+    if not (options.check or options.verify or options.out):
+        raise InputError("--out is missing: name the directory to write; see --help.")
+    threads = 1 if options.threads is None else options.threads
+    if options.short_side < 0 or threads < 1:
+        raise InputError("--short-side must be 0 or more and --threads 1 or more.")
+    if options.verify and not options.source:
+        raise InputError("--verify needs the directory to read; see --help.")
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.verify:
+        from metricjax.data import verifying
+
+        with progress_bar("reading again") as progress:
+            is_whole = verifying.verify(
+                options.source, say=partial(print, flush=True), progress=progress
+            )
+        return 0 if is_whole else 2
+    from metricjax.data import open_dataset
+
+    chosen = {"cropped": options.cropped, "closed_set": options.closed_set}
+    chosen = {name: True for name, value in chosen.items() if value}
+    dataset = open_dataset(options.name, options.source, **chosen)
+    for note in dataset.notes:
+        print(note)
+    if options.check:
+        from metricjax import checkup
+
+        page = Path(options.out or "check.html")
+        return checkup.run(dataset, page, threads=options.threads)
+    from metricjax.data import packing
+
+    with progress_bar("packing") as progress:
+        packing.pack(
+            dataset,
+            options.out,
+            short_side=options.short_side,
+            source=options.source or "",
+            cropped=options.cropped,
+            threads=options.threads,
+            say=partial(print, flush=True),
+            progress=progress,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
