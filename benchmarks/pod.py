@@ -114,11 +114,11 @@ def steps(options, mesh):
     spec.loader.exec_module(module)
     yield (
         f"CGD on ResNet-50, 224 x 224, bfloat16, {options.batch} images over "
-        f"{mesh.size} chips ({options.topology}), one whole training step; jax "
+        f"{mesh.size} devices ({options.topology}), one whole training step; jax "
         f"{jax.__version__}, compiled without a TPU."
     )
     yield ""
-    yield "| kept | memory of a chip | GFLOP of a chip | collectives | compiling |"
+    yield "| kept | memory of a device | GFLOP of a device | collectives | compiling |"
     yield "|---|---|---|---|---|"
     for remat in (False, True):
         settings = module.get_config()
