@@ -24,7 +24,7 @@ from metricjax.errors import disk_errors
 SHARD_BYTES = 128 << 20
 # The time that ArrayRecord takes to find a record grows with their number: 12 us here.
 SHARD_RECORDS = 4096
-# With colour at full resolution (4:4:4), since many images are shrunk to small ones.
+# With colour at half the resolution, as photographs have it: read half as fast again.
 _QUALITY = 95
 _JPEG_MAX_SIDE = 65_500
 # One image a chunk, so that any can be read alone; images are compressed already.
@@ -172,7 +172,7 @@ def _encode(split: Split, index: int, short_side: int) -> bytes | UnreadableImag
         image = _shrink(image, short_side)
     file = io.BytesIO()
     if is_shrunk and max(image.size) <= _JPEG_MAX_SIDE:
-        image.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+        image.save(file, "JPEG", quality=_QUALITY, subsampling=2)
     else:
         image.save(file, "PNG")
     return file.getvalue()
