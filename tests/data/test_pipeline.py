@@ -13,6 +13,7 @@ import pytest
 from metricjax.data import pipeline
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.data.pipeline import SkipLog
+from metricjax.data.samplers import ImageSampler
 from metricjax.data.sampling import PKSampler
 from metricjax.data.transforms import TransformConfig, build
 from metricjax.errors import InputError
@@ -252,3 +253,27 @@ def test_memory_is_flat_over_ten_thousand_batches():
     )
     assert result.returncode == 0, result.stderr
     assert float(result.stdout) < 8  # MiB, where the batches were 160
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_nothing_is_lost_or_repeated_across_a_stop(threads, hosts):
+    """An epoch shows each image once, though the run stopped twice on the way."""
+    split, transform = toy_split(), build(TransformConfig("none", 16, 1))
+    sampler = ImageSampler(split.labels, 6, seed=1)
+    assert len(split) == 10 * 6 and sampler.steps_per_epoch == 10
+    shown = []
+    for start, stop in ((0, 3), (3, 7), (7, 20)):
+        for host in range(hosts):
+            with pipeline.train_batches(
+                split, sampler, transform, seed=7, start_step=start, num_steps=20,
+                threads=threads, process_index=host, process_count=hosts,
+            ) as batches:  # fmt: skip
+                for step, batch in zip(range(start, stop), batches, strict=False):
+                    for index, image in zip(
+                        batch["indices"], batch["images"], strict=True
+                    ):
+                        expected = transform.prepare_train(split.read(index))
+                        np.testing.assert_array_equal(image, expected)
+                        shown.append((step // 10, int(index)))
+    assert sorted(shown) == [(epoch, i) for epoch in (0, 1) for i in range(60)]
