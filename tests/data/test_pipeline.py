@@ -260,7 +260,7 @@ def test_memory_is_flat_over_ten_thousand_batches():
 def test_nothing_is_lost_or_repeated_across_a_stop(threads, hosts):
     """An epoch shows each image once, though the run stopped twice on the way."""
     split, transform = toy_split(), build(TransformConfig("none", 16, 1))
-    sampler = ImageSampler(split.labels, 6, seed=1)
+    sampler = ImageSampler(len(split), 6, seed=1)
     assert len(split) == 10 * 6 and sampler.steps_per_epoch == 10
     shown = []
     for start, stop in ((0, 3), (3, 7), (7, 20)):
