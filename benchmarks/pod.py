@@ -3,35 +3,31 @@
     pip install -e '.[tpu]'
     python benchmarks/pod.py [--topology v5e:4x4] [--batch 65536] [--out FILE.md]
     python benchmarks/pod.py --steps [--topology v5e:4x4] [--batch 1024] [--out FILE.md]
+    python benchmarks/pod.py --scaling [--cells 0,3] [--out FILE.md]
+    python benchmarks/pod.py --alone [--cells 0,3] [--out FILE.md]
 
 XLA's TPU compiler runs without a TPU. Each loss is compiled, value and gradient, for a
 batch split over all chips of the topology, once in blocks (each chip loops over its own
 anchors) and once all at once (the compiler divides the rows), and asked for the memory
 of one chip, its collectives and its largest array. With `--steps` it is whole training
-steps of CGD on ResNet-50, with and without rematerialisation. On two cores a row of
-losses takes a minute, one of steps several.
+steps of CGD on ResNet-50, with and without rematerialisation; for `--scaling` and
+`--alone` see `pod_scaling.py`. On two cores a row of losses takes a minute, one of
+steps several; each is appended to the file as it comes.
 """
 
 import argparse
-import importlib.util
-import os
 import re
 import time
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import pod_scaling
+from jax.sharding import NamedSharding, PartitionSpec
 
-from metricjax import losses, models, objectives, optimizers, step
-from metricjax import mesh as meshes
-from metricjax.config import from_config_dict
-from metricjax.levels import Classes
+from metricjax import chips, losses
+from metricjax.blueprint import Blueprint
 from metricjax.losses import Tiling
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute")
@@ -74,44 +70,8 @@ def row(name, loss, block, mesh, batch, dim):
     return f"| {name} | {how} | {used} | {shape} | {seconds:.0f} s |"
 
 
-def compiled_step(config, mesh):
-    """The training step of a run's settings, its batch split over the mesh."""
-    shape = config.data.transform.shape
-    classes = 100 if config.objective.classifies else None
-    model = models.build(config.model, classes)
-    output = step.output_shapes(model, shape, config.batch_size)
-    held = objectives.Losses(config.objective, Classes(100), output)
-    params, _ = jax.eval_shape(
-        lambda: step.init_params(model, shape, jax.random.key(0), held)
-    )
-    optimizer = optimizers.build(config.optimizer, config.steps, params)
-    everywhere, split = meshes.replicated(mesh), meshes.split(mesh)
-    state = jax.eval_shape(
-        lambda key: step.init_state(model, optimizer, shape, key, held),
-        jax.random.key(0),
-    )
-    batch = {
-        "images": jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.uint8),
-        "labels": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-    }
-    function = step.make_train_step(
-        model, optimizer, config.objective, config.data.transform, mesh
-    )
-    program = jax.jit(
-        function,
-        in_shardings=(everywhere, split, everywhere),
-        out_shardings=everywhere,
-        donate_argnums=0,
-    )
-    return program.lower(state, batch, jax.eval_shape(jax.random.key, 0)).compile()
-
-
 def steps(options, mesh):
     """Lines of the table of training steps."""
-    path = Path(__file__).parents[1] / "configs" / "cgd_resnet50.py"
-    spec = importlib.util.spec_from_file_location("cgd_resnet50", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     yield (
         f"CGD on ResNet-50, 224 x 224, bfloat16, {options.batch} images over "
         f"{mesh.size} devices ({options.topology}), one whole training step; jax "
@@ -121,12 +81,10 @@ def steps(options, mesh):
     yield "| kept | memory of a device | GFLOP of a device | collectives | compiling |"
     yield "|---|---|---|---|---|"
     for remat in (False, True):
-        settings = module.get_config()
-        settings.batch_size = options.batch
-        settings.model.dtype = "bfloat16"
-        settings.model.remat = remat
+        config = pod_scaling.settings(options.batch, remat=remat)
         began = time.perf_counter()
-        program = compiled_step(from_config_dict(settings), mesh)
+        blueprint = Blueprint(config, pod_scaling.CLASSES, mesh)
+        program = blueprint.lower_train_step().compile()
         seconds = time.perf_counter() - began
         memory = program.memory_analysis()
         used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
@@ -159,6 +117,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--steps", action="store_true", help="whole training steps")
+    parser.add_argument("--scaling", action="store_true", help="batches and chips")
+    parser.add_argument("--alone", action="store_true", help="their losses alone")
+    parser.add_argument("--cells", type=_numbers, help="which rows of a table")
     parser.add_argument("--batch", type=int, help="by default 65536, of steps 1024")
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--block", type=int, default=512)
@@ -166,16 +127,24 @@ def main():
     options = parser.parse_args()
     options.batch = options.batch or (1024 if options.steps else 65536)
 
-    chips = topologies.get_topology_desc(
-        platform="tpu", topology_name=options.topology
-    ).devices
-    mesh = Mesh(np.array(chips).reshape(-1), ("data",))
-    lines = []
-    for line in steps(options, mesh) if options.steps else pair_losses(options, mesh):
-        lines.append(line)
+    for line in _table(options):
         print(line, flush=True)
-    if options.out:
-        options.out.write_text("\n".join(lines) + "\n")
+        if options.out:
+            with options.out.open("a") as file:
+                file.write(line + "\n")
+
+
+def _table(options):
+    if options.scaling:
+        return pod_scaling.steps(options.cells)
+    if options.alone:
+        return pod_scaling.losses_alone(options.cells)
+    mesh = chips.topology(options.topology).mesh
+    return steps(options, mesh) if options.steps else pair_losses(options, mesh)
+
+
+def _numbers(text):
+    return [int(number) for number in text.split(",")]
 
 
 def pair_losses(options, mesh):

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from metricjax import agreement
 from metricjax.errors import disk_errors
 from metricjax.mesh import to_host
 
@@ -114,7 +115,7 @@ class Checkpoints:
         steps = self._steps()
         for step, before in zip_longest(steps, steps[1:]):
             state, reason = self._read(step, abstract)
-            if state is not None:
+            if not reason:
                 return step, state
             back = "the start" if before is None else f"step {before}"
             say(
@@ -135,7 +136,7 @@ class Checkpoints:
         scores = {s: m[self._metric] for s, m in found.items() if m is not None}
         for step in sorted(scores, key=lambda s: (scores[s], s), reverse=True):
             state, reason = self._read(step, abstract)
-            if state is not None:
+            if not reason:
                 return step, state
             say(
                 f"{self._directory / str(step)} is the best checkpoint, but cannot be "
@@ -166,7 +167,14 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
-        """(state, "") or (None, why not)."""
+        """(state, "") or (None, why not), alike on all hosts."""
+        state, reason = self._read_here(step, abstract)
+        for host, said in agreement.exchange("checkpoint", reason):
+            if said:
+                return None, said if said == reason else f"on {host}: {said}"
+        return state, ""
+
+    def _read_here(self, step: int, abstract: Any) -> tuple[Any, str]:
         try:
             restored = self._manager.restore(
                 step,

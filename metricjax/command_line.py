@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
-from metricjax.config import RunConfig, from_config_dict, suggestion
-from metricjax.errors import InputError
+from metricjax.config import RunConfig, from_config_dict
+from metricjax.errors import InputError, suggestion
 
+MODES = ("train", "plan")
 _OVERRIDE = "--config."
 _BOOLEANS = {"true": True, "1": True, "yes": True}
 _BOOLEANS |= {"false": False, "0": False, "no": False}
@@ -30,6 +31,7 @@ class Options:
       config_dict: the same as the config file and the overrides left it.
       name: the config file's name, with its variant.
       workdir: the run's directory.
+      mode: what to do, one of `MODES`.
       print_config: print the settings and do nothing else.
     """
 
@@ -37,6 +39,7 @@ class Options:
     config_dict: ConfigDict
     name: str
     workdir: Path
+    mode: str
     print_config: bool
 
 
@@ -55,17 +58,24 @@ def parse(arguments: list[str]) -> Options:
     parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     parser.add_argument("--workdir")
+    parser.add_argument("--mode", default="train")
     parser.add_argument("--print_config", action="store_true")
     own, overrides = _separate(arguments)
     known, rest = parser.parse_known_args(own)
     if rest:
         flag = rest[0].split("=")[0]
-        hint = suggestion(flag, ("--config", "--workdir", "--print_config", "--help"))
+        flags = ("--config", "--workdir", "--mode", "--print_config", "--help")
+        hint = suggestion(flag, flags)
         if not known.config and flag.endswith(".py"):
             hint = f" (did you mean --config {flag}?)"
         raise InputError(f"{flag!r} is no flag{hint}; see --help.")
     if not known.config:
         raise InputError("--config is missing: name a config file; see --help.")
+    if known.mode not in MODES:
+        raise InputError(
+            f"--mode is {known.mode!r}{suggestion(known.mode, MODES)}: choose "
+            f"{' or '.join(MODES)}."
+        )
     path, _, variant = known.config.partition(":")
     config = _load(Path(path), variant)
     for setting, text in overrides:
@@ -76,6 +86,7 @@ def parse(arguments: list[str]) -> Options:
         config_dict=config,
         name=name,
         workdir=Path(known.workdir or Path("runs") / name),
+        mode=known.mode,
         print_config=known.print_config,
     )
 

@@ -1,11 +1,10 @@
-"""From a config file to frozen settings: every check across parts, in sentences.
+"""From a config file to frozen settings, every mistake in a sentence.
 
 A config file builds on `default_config()`, which lists every setting with its default,
 and `from_config_dict` turns the result into dataclasses. Library code sees only those.
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -15,12 +14,12 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from metricjax.data.samplers import OF_CLASSES, SAMPLERS
-from metricjax.data.sampling import check_categories
+from metricjax.chips import PlanConfig
+from metricjax.cross_checks import check_run
 from metricjax.data.transforms import TransformConfig
-from metricjax.errors import InputError
+from metricjax.errors import InputError, suggestion
 from metricjax.models.embedder import ModelConfig
-from metricjax.objectives import LOSSES, Loss, ObjectiveConfig, Term
+from metricjax.objectives import LOSSES, ObjectiveConfig, Term
 from metricjax.optimizers import GROUP_RATES, OptimizerConfig
 
 
@@ -100,6 +99,10 @@ class RunConfig:
       seed: of initialisation, data order, augmentation, held-out classes.
       steps: optimizer steps.
       batch_size: images of the global batch, all devices together.
+      micro_batch_size: how many of them go through the network at a time, all devices
+        together; None: all. The losses see the whole batch all the same, and the
+        gradient is that of the whole, but batch normalisation goes by the statistics
+        of each part. For batches that memory has no room for.
       sampler: which images stand in a batch. "classes": P classes of K images;
         "distinct": the same without classes of fewer than K images, so that no image
         is twice in a batch; "categories": P x K, the classes from few categories;
@@ -110,23 +113,29 @@ class RunConfig:
       categories_per_batch: of "categories": 1 for negatives of one's own category
         alone, P for as many categories as classes.
       log_every, eval_every, checkpoint_every: in steps.
+      host_timeout: of several hosts, for how long one may give no sign of life before
+        the others end, in seconds.
       data, model, objective, optimizer, evaluation: the parts.
+      plan: what `--mode plan` looks at.
     """
 
     objective: ObjectiveConfig
     seed: int = 0
     steps: int = 1000
     batch_size: int = 128
+    micro_batch_size: int | None = None
     sampler: str = "classes"
     instances_per_class: int = 4
     categories_per_batch: int = 1
     log_every: int = 20
     eval_every: int = 250
     checkpoint_every: int = 250
+    host_timeout: float = 60.0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = EvaluationConfig()
+    plan: PlanConfig = PlanConfig()
 
     def __post_init__(self):
         counts = ("steps", "batch_size", "instances_per_class", "categories_per_batch")
@@ -137,119 +146,17 @@ class RunConfig:
                 )
         if self.seed < 0:
             raise InputError(f"config.seed is {self.seed}: it must be 0 or more.")
-        _check_sampler(self)
-        _check_batch(self, 1)
-        _check_losses(self)
-        metrics = [f"recall@{k}" for k in self.evaluation.recall_at]
-        metrics += ["r_precision", "map@r"]
-        if self.evaluation.select_by not in metrics:
+        if self.host_timeout < 5:
             raise InputError(
-                f"config.evaluation.select_by is {self.evaluation.select_by!r}: choose "
-                f"one of {', '.join(metrics)}."
+                f"config.host_timeout is {self.host_timeout}: it must be 5 seconds or "
+                "more, or a host that is merely busy would pass for a lost one."
             )
+        check_run(self)
 
-
-def check_devices(config: RunConfig, devices: int) -> None:
-    """Raise `InputError` unless the batches can be split over the devices."""
-    _check_batch(config, devices)
-    size = config.evaluation.batch_size
-    if size % devices:
-        raise InputError(
-            f"config.evaluation.batch_size is {size}, which {devices} devices cannot "
-            f"share equally: the nearest value that they can is "
-            f"{_nearest(size, devices)}."
-        )
-
-
-def _check_losses(config: RunConfig) -> None:
-    """Raise `InputError` unless the batches and the steps are what the losses need."""
-    memory = config.objective.memory
-    if 0 < memory.size < config.batch_size:
-        raise InputError(
-            f"config.objective.memory.size is {memory.size}: it must hold at least a "
-            f"batch, {config.batch_size} images, or be 0 for no memory."
-        )
-    if memory.size and memory.start_step >= config.steps:
-        raise InputError(
-            f"config.objective.memory.start_step is {memory.start_step}, but the run "
-            f"has {config.steps} steps: let the memory count earlier."
-        )
-    for name, loss, _, options in config.objective.losses():
-        _check_pairs(config, name, loss, options)
-    hierarchy = config.objective.hierarchy
-    if hierarchy and hierarchy.warmup >= config.steps:
-        raise InputError(
-            f"config.objective.terms.hierarchical_proxy.warmup is {hierarchy.warmup}, "
-            f"but the run has {config.steps} steps: group the classes earlier."
-        )
-
-
-def _check_pairs(
-    config: RunConfig, name: str, loss: Loss, options: Mapping[str, Any]
-) -> None:
-    """Raise `InputError` unless the sampler gives a loss the pairs that it compares."""
-    sampler, instances = config.sampler, config.instances_per_class
-    if options.get("among") == "adjacent" and sampler != "pairs":
-        raise InputError(
-            f"config.objective.terms.{name}.among is 'adjacent', which takes the pairs "
-            f"that config.sampler='pairs' puts side by side, but config.sampler is "
-            f"{sampler!r}: change one of the two."
-        )
-    if sampler in OF_CLASSES:
-        alone = instances == 1 and loss.compares and not config.objective.memory.size
-        if alone or instances % loss.instances:
-            needed = "an even number" if loss.instances == 2 else "2 or more"
-            raise InputError(
-                f"config.instances_per_class is {instances}, but the {name} loss "
-                f"compares images of a class in pairs: make it {needed}."
-            )
-    elif loss.instances > 1:
-        raise InputError(
-            f"config.sampler is {sampler!r}, but the {name} loss takes images of one "
-            "class two by two: choose distinct or classes."
-        )
-    elif sampler == "images" and loss.compares and not config.objective.memory.size:
-        raise InputError(
-            f"config.sampler is 'images', which leaves it to chance whether a batch "
-            f"has two images of a class, but the {name} loss compares such: choose "
-            "another sampler, or a loss to proxies."
-        )
-
-
-def _check_sampler(config: RunConfig) -> None:
-    if config.sampler not in SAMPLERS:
-        raise InputError(
-            f"config.sampler is {config.sampler!r}"
-            f"{suggestion(config.sampler, SAMPLERS)}: choose one of "
-            f"{', '.join(SAMPLERS)}."
-        )
-
-
-def _check_batch(config: RunConfig, devices: int) -> None:
-    """Raise `InputError` unless the batch is whole groups, and equal shares."""
-    size, multiple, of = config.batch_size, 1, ""
-    if config.sampler in OF_CLASSES:
-        multiple = config.instances_per_class
-        of = f"config.instances_per_class={multiple}"
-    elif config.sampler == "pairs":
-        multiple, of = 4, "4, as config.sampler='pairs' needs it"
-    nearest = _nearest(size, math.lcm(multiple, devices))
-    if size % multiple:
-        raise InputError(
-            f"config.batch_size is {size}, which is not a multiple of {of}: the "
-            f"nearest value that is is {nearest}."
-        )
-    if size % devices:
-        raise InputError(
-            f"config.batch_size is {size}, which {devices} devices cannot share "
-            f"equally: the nearest value that they can is {nearest}."
-        )
-    if config.sampler == "categories":
-        check_categories(size // multiple, config.categories_per_batch)
-
-
-def _nearest(value: int, multiple: int) -> int:
-    return max(multiple, round(value / multiple) * multiple)
+    @property
+    def parts(self) -> int:
+        """In how many turns a batch goes through the network."""
+        return self.batch_size // (self.micro_batch_size or self.batch_size)
 
 
 def default_config() -> ConfigDict:
@@ -309,12 +216,6 @@ def use_data(config: ConfigDict, variant: str) -> None:
     """Set a data set of the papers, and the K that its tables have."""
     config.data.name = variant
     config.evaluation.recall_at = _RECALL_AT.get(variant, (1, 2, 4, 8))
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` where a known name is near, else nothing."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def from_config_dict(config: Mapping[str, Any]) -> RunConfig:

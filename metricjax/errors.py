@@ -1,7 +1,8 @@
 """What is the user's mistake, or their disk's, rather than a fault of ours."""
 
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,3 +41,9 @@ def _is_full(error: BaseException | None) -> bool:
     if any(word in str(error) for word in words):
         return True
     return _is_full(error.__cause__ or error.__context__)
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)` where a known name is near, else nothing."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

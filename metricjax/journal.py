@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -29,9 +30,9 @@ class Journal:
     """Writes the metrics of a run; only the first host has one that writes.
 
     `metrics.jsonl` gets one object a line: `step`, `kind` ("train", "validation" or
-    "compiled"), names and numbers; TensorBoard event files stand in `tensorboard/`
-    where tensorboardX is installed. On a terminal the progress line is redrawn in
-    place, elsewhere every call prints a line.
+    "compiled"), names and numbers; or kind "warning" and a `message`. TensorBoard event
+    files stand in `tensorboard/` where tensorboardX is installed. On a terminal the
+    progress line is redrawn in place, elsewhere every call prints a line.
 
     Args:
       workdir: the run's directory, which exists.
@@ -84,12 +85,26 @@ class Journal:
         if not self._active:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        with disk_errors(self._path):
-            line = json.dumps({"step": step, "kind": kind, **finite})
-            self._file.write(line + "\n")
-            self._file.flush()
-            if self._board is not None:
+        self._write({"step": step, "kind": kind, **finite})
+        if self._board is not None:
+            with disk_errors(self._path):
                 self._board.write(step, {f"{kind}/{k}": v for k, v in values.items()})
+
+    def warn(self, step: int, sentence: str) -> None:
+        """Say and write that something seems wrong after a step.
+
+        Raises:
+          InputError: the disk is full.
+        """
+        if not self._active:
+            return
+        self.say(f"warning: {sentence}")
+        self._write({"step": step, "kind": "warning", "message": sentence})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        with disk_errors(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
     def compiled(self, step: int, cost: Mapping[str, float]) -> None:
         """Say and write what the program costs that step `step` is the first to run."""
@@ -100,6 +115,8 @@ class Journal:
             "mebibytes": "{:.0f} MiB a device",
         }
         known = [form.format(cost[k]) for k, form in forms.items() if k in cost]
+        if cost.get("cached"):
+            known.insert(1, "most of it done by an earlier start")
         self.say(", ".join(known))
 
     def progress(self, step: int, values: Mapping[str, float], seconds: float) -> None:

@@ -1,11 +1,13 @@
 """`python -m metricjax.main`: flags to config to training; nothing else."""
 
+import os
 import sys
 
 USAGE = """\
 metricjax: deep metric learning for image retrieval in JAX/Flax.
 
   python -m metricjax.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE]
+  python -m metricjax.main --config FILE[:VARIANT] --mode plan
 
 Trains an embedding, judges it on classes it has never seen and writes a report.
 Running the same command again resumes at the very next batch.
@@ -21,11 +23,15 @@ Running the same command again resumes at the very next batch.
                              --config.data.root=photos.zip
                              --config.steps=2000
                              --config.objective.terms.triplet.margin=0.2
+  --mode plan              train nothing and write nothing, but say what a run needs:
+                             memory, time, the largest batch that fits; here, or on TPU
+                             chips elsewhere (--config.plan.topology=v5e:16x16)
   --print_config           print every setting with its value and exit
   --help                   this text
 
 Exit code: 0 done, or stopped by SIGTERM or Ctrl-C and saved; 2 something to mend, told
-in one sentence; 1 a fault of metricjax, with a traceback.
+in one sentence; 1 a fault of metricjax, with a traceback, or of several hosts one that
+was lost, told in one sentence (run the same command again). All hosts end together.
 """
 
 
@@ -35,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or {"--help", "-h", "-help"} & set(arguments):
         print(USAGE, end="")
         return 0 if arguments else 2
+    if {"JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"} & set(os.environ):
+        # Of a lost host one sentence tells, not what C++ has to say besides.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from metricjax.errors import InputError
 
     try:
@@ -52,10 +61,20 @@ def _run(arguments: list[str]) -> int:
         print(options.config_dict)
         return 0
 
-    from metricjax import mesh, train
+    from metricjax import program_cache
 
-    mesh.connect_hosts()
-    train.train(options.config, options.workdir, options.name)
+    program_cache.use()
+    if options.mode == "plan":
+        from metricjax import plan
+
+        plan.plan(options.config, options.name)
+        return 0
+
+    from metricjax import hosts, train
+
+    hosts.connect()
+    with hosts.watched(options.config.host_timeout):
+        train.train(options.config, options.workdir, options.name)
     return 0
 
 

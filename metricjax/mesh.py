@@ -7,32 +7,18 @@ every device, and one device is the case n = 1 of the same code.
 
 import ctypes
 import functools
-import os
+from collections import deque
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
-
-
-def connect_hosts() -> None:
-    """Join the other hosts, where the environment says that there are some.
-
-    Cloud TPU pods and SLURM announce themselves to `jax.distributed`; elsewhere
-    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name the hosts.
-    Must run before the first use of a device.
-    """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize(
-            os.environ["JAX_COORDINATOR_ADDRESS"],
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-    elif os.environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
-        jax.distributed.initialize()
+# How far the host runs ahead of the devices, in steps.
+AHEAD = 2
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -107,3 +93,35 @@ def same_everywhere(mesh: Mesh, tree: Any) -> Any:
     if jax.process_count() > 1:
         tree = multihost_utils.broadcast_one_to_all(tree)
     return jax.device_put(tree, replicated(mesh))
+
+
+class StopVotes:
+    """Whether any host was asked to stop, known to all hosts after the same step.
+
+    Where there is one host it is known at once. Where there are several, a sum over the
+    devices goes along with every step and is read when that step's metrics are, so that
+    no host waits for it.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._pending: deque[jax.Array] = deque()
+        self._mesh, self._several = mesh, jax.process_count() > 1
+        if self._several:
+            votes = jax.ShapeDtypeStruct((mesh.size,), np.int32, sharding=split(mesh))
+            count = jax.jit(jnp.sum, out_shardings=replicated(mesh))
+            self._count = count.lower(votes).compile()
+
+    def stop(self, asked: bool) -> bool:
+        """To be called after each step on all hosts: whether to stop there.
+
+        Args:
+          asked: whether this host was asked to.
+        """
+        if not self._several:
+            return asked
+        mine = np.full(len(self._mesh.local_devices), asked, np.int32)
+        everyone = jax.make_array_from_process_local_data(split(self._mesh), mine)
+        self._pending.append(self._count(everyone))
+        if len(self._pending) <= AHEAD:
+            return False
+        return bool(to_host(self._pending.popleft()))

@@ -268,8 +268,9 @@ def check_gradients(metrics: Mapping[str, tuple[Array, Array]]) -> None:
     Args:
       metrics: of a step, on the host.
     """
+    of_losses = tuple(f"gradient_norm_{loss}_" for loss in LOSSES)
     for name, (norm, counts) in metrics.items():
-        if name.startswith("gradient_norm_") and counts and norm == 0:
+        if name.startswith(of_losses) and counts and norm == 0:
             raise InputError(
                 f"{name.removeprefix('gradient_norm_')} gets no gradient, so that "
                 "these proxies would never learn: leave the loss out, or mend it."

@@ -11,17 +11,18 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from metricjax import config as config_module
 from metricjax import (
     hierarchy,
     judging,
     levels,
     mesh,
-    models,
-    optimizers,
+    program_cache,
+    programs,
     step,
 )
+from metricjax.blueprint import Blueprint
 from metricjax.config import RunConfig
+from metricjax.cross_checks import check_devices
 from metricjax.data import datasets, pipeline, samplers, transforms
 from metricjax.data.sampling import Sampler
 from metricjax.errors import InputError
@@ -43,10 +44,7 @@ class Run:
     validation: datasets.Split
     sampler: Sampler
     transform: transforms.Transform
-    mesh: jax.sharding.Mesh
-    model: nn.Module
-    losses: Losses
-    optimizer: optax.GradientTransformation
+    blueprint: Blueprint
     skipped: pipeline.SkipLog
     weights: Any = None
     weights_note: str | None = None
@@ -60,9 +58,23 @@ class Run:
         """
         mesh.keep_freed_memory()
         devices = mesh.make_mesh()
-        config_module.check_devices(config, devices.size)
+        check_devices(config, devices.size)
         check_owner(workdir, config)
-        dataset = open_data(config)
+        return cls.of(config, workdir, open_data(config), devices)
+
+    @classmethod
+    def of(
+        cls,
+        config: RunConfig,
+        workdir: Path,
+        dataset: datasets.Dataset,
+        devices: jax.sharding.Mesh,
+    ) -> "Run":
+        """A run of a data set on some devices, which need not be there.
+
+        Raises:
+          InputError: whatever does not fit together.
+        """
         train, validation = datasets.holdout(
             dataset.train, config.data.holdout, config.seed
         )
@@ -76,10 +88,9 @@ class Run:
             categories_per_batch=config.categories_per_batch,
             seed=config.seed,
         )
-        classes = train.num_classes if config.objective.classifies else None
-        model = models.build(config.model, classes)
-        losses = _losses(train, model, config)
-        weights, weights_note = _weights(model, config)
+        blueprint = Blueprint(config, _classes(train, config), devices)
+        weights, weights_note = _weights(blueprint.model, config)
+        blueprint.check()
         return cls(
             config=config,
             workdir=workdir,
@@ -88,45 +99,44 @@ class Run:
             validation=validation,
             sampler=sampler,
             transform=transforms.build(config.data.transform),
-            mesh=devices,
-            model=model,
-            losses=losses,
-            optimizer=_build_optimizer(model, losses, config),
+            blueprint=blueprint,
             skipped=pipeline.SkipLog(),
             weights=weights,
             weights_note=weights_note,
         )
 
     @property
+    def mesh(self) -> jax.sharding.Mesh:
+        return self.blueprint.mesh
+
+    @property
+    def model(self) -> nn.Module:
+        return self.blueprint.model
+
+    @property
+    def losses(self) -> Losses:
+        return self.blueprint.losses
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return self.blueprint.optimizer
+
+    @property
     def root_key(self) -> jax.Array:
         return jax.random.key(self.config.seed)
 
-    @cached_property
+    @property
     def abstract_state(self) -> step.TrainState:
         """Shapes, types and shardings of the state."""
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=mesh.replicated(self.mesh)
-            ),
-            jax.eval_shape(self._init_state, self.weights),
-        )
-
-    def _init_state(self, weights):
-        shape = self.config.data.transform.shape
-        return step.init_state(
-            self.model,
-            self.optimizer,
-            shape,
-            self.root_key,
-            self.losses,
-            weights,
-        )
+        return self.blueprint.abstract_state
 
     @cached_property
     def _init(self) -> Any:
         everywhere = mesh.replicated(self.mesh)
         return jax.jit(
-            self._init_state, in_shardings=everywhere, out_shardings=everywhere
+            lambda weights: self.blueprint.init_state(self.root_key, weights),
+            in_shardings=everywhere,
+            out_shardings=everywhere,
         )
 
     def init_state(self) -> step.TrainState:
@@ -139,37 +149,21 @@ class Run:
     def compile_train_step(self) -> tuple[Any, dict[str, float]]:
         """The training step as a program, and what it costs.
 
-        The cost: `compile_seconds`, `gflop` of a step on one device, and `mebibytes` of
+        The cost: `compile_seconds`; `cached`, 1.0 if it was compiled by an earlier
+        start, see `program_cache`; `gflop` of a step on one device, and `mebibytes` of
         a device's memory that it needs, as the compiler counts them.
         """
-        began = time.perf_counter()
-        function = step.make_train_step(
-            self.model,
-            self.optimizer,
-            self.config.objective,
-            self.config.data.transform,
-            self.mesh,
-        )
-        everywhere, split = mesh.replicated(self.mesh), mesh.split(self.mesh)
-        size = self.config.batch_size
-        batch = {
-            "images": jax.ShapeDtypeStruct(
-                (size, *self.config.data.transform.shape), np.uint8
-            ),
-            "labels": jax.ShapeDtypeStruct((size,), np.int32),
-        }
-        program = (
-            jax.jit(
-                function,
-                in_shardings=(everywhere, split, everywhere),
-                out_shardings=everywhere,
-                donate_argnums=0,
-                compiler_options=mesh.compiler_options(),
-            )
-            .lower(self.abstract_state, batch, self.root_key)
-            .compile()
-        )
-        return program, _cost(program, time.perf_counter() - began)
+        hits, began = program_cache.Hits(), time.perf_counter()
+        program = self.blueprint.lower_train_step().compile()
+        cost = {"compile_seconds": time.perf_counter() - began}
+        cost["cached"] = float(int(hits) > 0)
+        flops = (program.cost_analysis() or {}).get("flops", 0)
+        if flops > 0 and self.config.parts == 1:  # It counts a loop once.
+            cost["gflop"] = flops / 1e9
+        memory = programs.memory(program)
+        if memory is not None:
+            cost["mebibytes"] = memory.total / 2**20
+        return program, cost
 
     def regrouped(self, state: step.TrainState, done: int) -> step.TrainState:
         """The state after `done` steps with the groups of the hierarchy made (anew).
@@ -257,13 +251,12 @@ class Run:
         proxies = count_parameters(self.abstract_state.proxies)
         if proxies:
             say(f"proxies: {proxies:,} parameters")
-        devices, kind = self.mesh.size, self.mesh.devices.flat[0].platform
         for note in self.sampler.notes:
             say(note)
+        devices, size = in_words(self.mesh), config.batch_size
         say(
-            f"loss sees {config.batch_size} = {self.sampler.contents}, on {devices} "
-            f"{kind} device{'s' if devices > 1 else ''}; an epoch is "
-            f"{self.sampler.steps_per_epoch} steps"
+            f"loss sees {size} = {devices} x {size // self.mesh.size} = "
+            f"{self.sampler.contents}; an epoch is {self.sampler.steps_per_epoch} steps"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -286,6 +279,13 @@ class Run:
         }
 
 
+def in_words(devices: jax.sharding.Mesh) -> str:
+    """How many devices of what kind: `16 tpu chips`."""
+    kind = devices.devices.flat[0].platform
+    one = "chip" if kind == "tpu" else "device"
+    return f"{devices.size} {kind} {one}{'s' if devices.size > 1 else ''}"
+
+
 def _check_depths(config: RunConfig, *splits: datasets.Split) -> None:
     """Refuse a K that validation or test could not answer after all the training."""
     deepest = max(config.evaluation.recall_at)
@@ -298,20 +298,13 @@ def _check_depths(config: RunConfig, *splits: datasets.Split) -> None:
         )
 
 
-def _losses(split: datasets.Split, model: nn.Module, config: RunConfig) -> Losses:
-    """The losses on what is learnt from; what one refuses, it refuses now."""
+def _classes(split: datasets.Split, config: RunConfig) -> Classes:
+    """What the losses must know of the classes that are learnt."""
     wanted = config.objective.hierarchy
     categories = None
     if wanted and wanted.hierarchy == "category" and split.categories is not None:
         categories = hierarchy.from_categories(split.labels, split.categories)
-    shape, size = config.data.transform.shape, config.batch_size
-    losses = Losses(
-        config.objective,
-        Classes(split.num_classes, categories),
-        step.output_shapes(model, shape, size),
-    )
-    losses.check()
-    return losses
+    return Classes(split.num_classes, categories)
 
 
 def _weights(model: nn.Module, config: RunConfig) -> tuple[Any, str | None]:
@@ -322,14 +315,6 @@ def _weights(model: nn.Module, config: RunConfig) -> tuple[Any, str | None]:
     shape = config.data.transform.shape
     loaded = pretrained.load(path, model, image_shape=shape, say=said.append)
     return jax.tree.map(np.asarray, loaded), said[0]
-
-
-def _build_optimizer(
-    model: nn.Module, losses: Losses, config: RunConfig
-) -> optax.GradientTransformation:
-    shape, key = config.data.transform.shape, jax.random.key(0)
-    params, _ = jax.eval_shape(lambda: step.init_params(model, shape, key, losses))
-    return optimizers.build(config.optimizer, config.steps, params)
 
 
 def open_data(config: RunConfig) -> datasets.Dataset:
@@ -350,14 +335,3 @@ def open_data(config: RunConfig) -> datasets.Dataset:
     if data.cropped:  # Never passed over in silence: who cannot crop refuses.
         options["cropped"] = True
     return datasets.open_dataset(data.name, data.root, **options)
-
-
-def _cost(program, seconds: float) -> dict[str, float]:
-    cost, memory = program.cost_analysis(), program.memory_analysis()
-    values = {"compile_seconds": seconds}
-    if cost and cost.get("flops", 0) > 0:
-        values["gflop"] = cost["flops"] / 1e9
-    if memory is not None:
-        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        values["mebibytes"] = used / 2**20
-    return values

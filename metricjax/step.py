@@ -1,6 +1,7 @@
 """One step of training and one of embedding: pure functions of arrays."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from metricjax import objectives
+from metricjax import accumulation, objectives
 from metricjax.data import transforms
 from metricjax.models.output import Output
 from metricjax.models.pretrained import merge
@@ -128,28 +129,79 @@ def make_train_step(
     config: ObjectiveConfig,
     transform: transforms.TransformConfig,
     mesh: Mesh | None = None,
+    parts: int = 1,
 ) -> Callable[[TrainState, dict[str, Array], Array], tuple[TrainState, dict]]:
     """`train_step(state, batch, root_key) -> (state, metrics)`, to be jitted.
 
     `batch` holds `images` uint8 [b, s, s, c] and `labels` int32 [b], the whole global
     batch; what is random in step t depends on `root_key` and t alone. `metrics` are
-    pairs (sum, count), those of `objectives.objective` and `objectives.gradient_norms`,
-    and `gradient_norm`. `mesh` holds the devices among which losses in blocks divide
-    their anchors.
+    pairs (sum, count), those of `objectives.objective`, `gradient_norm`, that of each
+    group of parameters, and `finite`: whether loss, gradients and updates are. From a
+    step where they are not, the state stays as it was before it, and its `step` counts
+    no further but is -1 - t.
+
+    Args:
+      model, optimizer, config, transform: what to train, how, on what.
+      mesh: the devices among which the batch is split; losses in blocks divide their
+        anchors among them.
+      parts: in how many turns the batch goes through the model, see
+        `accumulation.gradients`; the losses see it whole.
     """
 
-    def train_step(state, batch, root_key):
-        key = jax.random.fold_in(jax.random.fold_in(root_key, _STEP), state.step)
-        images = transforms.normalize(batch["images"], transform)
-        images = transforms.random_flip(images, key, transform)
+    differentiate = make_gradients(model, config, transform, mesh, parts)
 
-        def loss(params):
+    def train_step(state, batch, root_key):
+        gradients, batch_stats, (metrics, carried) = differentiate(
+            state, batch, root_key
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        after = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            objective=carried,
+        )
+        metrics |= _gradient_norms(gradients, state.objective)
+        numbers = metrics["loss"][0], metrics["gradient_norm"][0]
+        numbers += (optax.tree.norm(updates),)
+        finite = jnp.isfinite(jnp.stack(numbers)).all() & (state.step >= 0)
+        metrics["finite"] = (jnp.float32(finite), jnp.float32(1.0))
+        stopped = state.replace(step=jnp.minimum(state.step, -1 - state.step))
+        return jax.tree.map(partial(jnp.where, finite), after, stopped), metrics
+
+    return train_step
+
+
+def make_gradients(
+    model: nn.Module,
+    config: ObjectiveConfig,
+    transform: transforms.TransformConfig,
+    mesh: Mesh | None = None,
+    parts: int = 1,
+) -> Callable[[TrainState, dict[str, Array], Array], tuple[Any, Any, tuple]]:
+    """`(state, batch, root_key) -> (gradients, batch_stats, (metrics, carried))`.
+
+    What a step is before the optimizer: the gradients by the parameters, the statistics
+    and the state of the losses after it, and the metrics of `objectives.objective`.
+    Arguments as for `make_train_step`.
+    """
+
+    def gradients(state, batch, root_key):
+        images = flipped(state, batch, root_key, transform)
+
+        def apply(params, images):
             output, updated = model.apply(
                 {"params": _of_model(params), "batch_stats": state.batch_stats},
-                images,
+                transforms.normalize(images, transform),
                 train=True,
                 mutable=["batch_stats"],
             )
+            # No loss looks at the maps, which need not be kept.
+            output = output._replace(features=None)
+            return output, updated.get("batch_stats", {})
+
+        def judge(params, output):
             value, metrics = objectives.objective(
                 config,
                 output,
@@ -162,27 +214,33 @@ def make_train_step(
             carried = objectives.remember(
                 config, output, batch["labels"], state.objective
             )
-            return value, (metrics, updated.get("batch_stats", {}), carried)
+            return value, (metrics, carried)
 
-        gradients, (metrics, batch_stats, carried) = jax.grad(loss, has_aux=True)(
-            state.params
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        norm = optax.tree.norm(gradients)
-        metrics["gradient_norm"] = (norm, jnp.float32(1.0))
-        metrics |= objectives.gradient_norms(
-            gradients.get(PROXIES, {}), state.objective
-        )
-        state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            objective=carried,
-        )
-        return state, metrics
+        return accumulation.gradients(apply, judge, state.params, images, parts, mesh)
 
-    return train_step
+    return gradients
+
+
+def flipped(
+    state: TrainState,
+    batch: dict[str, Array],
+    root_key: Array,
+    transform: transforms.TransformConfig,
+) -> Array:
+    """The images of the step that comes after `state`, some of them mirrored."""
+    key = jax.random.fold_in(jax.random.fold_in(root_key, _STEP), state.step)
+    return transforms.random_flip(batch["images"], key, transform)
+
+
+def _gradient_norms(gradients, objective_state) -> dict[str, tuple[Array, Array]]:
+    """Of all parameters, of each group of the model's, of each of the losses'."""
+    one = jnp.float32(1.0)
+    norms = {"gradient_norm": (optax.tree.norm(gradients), one)}
+    for group, of_group in _of_model(gradients).items():
+        norms[f"gradient_norm_{group}"] = (optax.tree.norm(of_group), one)
+    return norms | objectives.gradient_norms(
+        gradients.get(PROXIES, {}), objective_state
+    )
 
 
 def make_embed_step(

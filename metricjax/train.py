@@ -11,19 +11,17 @@ from pathlib import Path
 
 import jax
 
-from metricjax import analyses, judging, mesh, objectives, optimizers, step
+from metricjax import agreement, analyses, judging, mesh, step
 from metricjax.checkpoints import Checkpoints, digest
 from metricjax.config import RunConfig, to_dict
 from metricjax.data import pipeline
 from metricjax.errors import disk_errors
-from metricjax.journal import Clock, Journal, read_history
+from metricjax.journal import Journal, read_history
+from metricjax.meter import Meter
 from metricjax.models import pretrained
 from metricjax.reports import page
 from metricjax.run import Run
 from metricjax.workdir import claim, write_atomically
-
-# How far the host runs ahead of the devices, in steps.
-_AHEAD = 2
 
 
 def train(config: RunConfig, workdir: Path, name: str) -> bool:
@@ -43,6 +41,7 @@ def train(config: RunConfig, workdir: Path, name: str) -> bool:
     """
     began = time.perf_counter()
     run = Run.open(config, workdir)
+    agreement.check_same(config, run.dataset)
     first = jax.process_index() == 0
     say = print if first else _silent
     run.introduce(say)
@@ -50,6 +49,7 @@ def train(config: RunConfig, workdir: Path, name: str) -> bool:
     say(f"raw pixels, nearest neighbour by cosine: Recall@1 {floor:.3f}")
     if first:
         claim(workdir, config)
+    agreement.check_shared(workdir)
     select_by = config.evaluation.select_by
     with Checkpoints(workdir / "checkpoints", select_by) as checkpoints:
         restored = checkpoints.restore_latest(run.abstract_state, say)
@@ -76,27 +76,32 @@ def _loop(run, state, start, checkpoints, journal) -> tuple[step.TrainState, boo
         return state, False
     program, cost = run.compile_train_step()
     journal.compiled(start + 1, cost)
-    meter = _Meter(run, journal, start)
-    hierarchy = config.objective.hierarchy
-    with _open_batches(run, start) as batches, _stop_requests() as asked_to_stop:
+    hierarchy, votes = config.objective.hierarchy, mesh.StopVotes(run.mesh)
+    with (
+        Meter(run, journal, start) as meter,
+        _open_batches(run, start) as batches,
+        _stop_requests() as asked_to_stop,
+    ):
         for done in range(start + 1, config.steps + 1):
             if hierarchy and hierarchy.due(done - 1):
+                meter.drain()
                 state = run.regrouped(state, done - 1)
             batch = meter.wait_for(batches)
             state, metrics = program(
                 state, mesh.global_batch(run.mesh, batch), run.root_key
             )
-            meter.add(done, metrics)
-            last, stop = done == config.steps, asked_to_stop.is_set()
+            meter.add(done, metrics, state)
+            last, stop = done == config.steps, votes.stop(asked_to_stop.is_set())
             found = None
             if last or done % config.eval_every == 0:
                 meter.drain()
                 found = _validate(run, state, done, journal)
-                meter.restart_clock()
+                meter.validated(done)
             if found or stop or done % config.checkpoint_every == 0:
                 # A run that resumes here writes the lines of later steps only.
                 meter.drain()
                 checkpoints.save(done, state, found)
+                meter.saved(done)
             if stop and not last:
                 checkpoints.wait()
                 journal.say(
@@ -133,61 +138,6 @@ def _validate(run, state, done, journal) -> dict[str, float]:
     return values
 
 
-class _Meter:
-    """Metrics of the steps on their way from the devices to the journal.
-
-    The host runs a few steps ahead of the devices and no further: a step's metrics are
-    read when the devices are done with it and have the next ones to work on.
-    """
-
-    def __init__(self, run: Run, journal: Journal, start: int):
-        self._config, self._journal, self._start = run.config, journal, start
-        self._rate = optimizers.schedule(run.config.optimizer, run.config.steps)
-        self._pending = []
-        hierarchy = run.config.objective.hierarchy
-        # The first steps in which parameters can be seen to get a gradient.
-        self._first = {start + 1, hierarchy.warmup + 1 if hierarchy else 0}
-        self._began = time.perf_counter()
-        self._clock = Clock()
-
-    def wait_for(self, batches: pipeline.Batches) -> dict:
-        """The next batch; the wait for it is counted."""
-        asked = time.perf_counter()
-        batch = next(batches)
-        self._clock.waited(time.perf_counter() - asked, self._config.batch_size)
-        return {name: batch[name] for name in ("images", "labels")}
-
-    def restart_clock(self) -> None:
-        """What was done since the last step is not training."""
-        self._clock = Clock()
-
-    def add(self, done: int, metrics: dict) -> None:
-        self._pending.append((done, metrics))
-        if len(self._pending) > _AHEAD:
-            self._read(*self._pending.pop(0))
-
-    def drain(self) -> None:
-        """Read all that is on its way."""
-        while self._pending:
-            self._read(*self._pending.pop(0))
-
-    def _read(self, done: int, metrics: dict) -> None:
-        jax.block_until_ready(metrics)
-        if done in self._first:
-            objectives.check_gradients(mesh.to_host(metrics))
-        if done % self._config.log_every and done != self._config.steps:
-            return
-        values = {
-            name: float(total) / max(float(count), 1e-12)
-            for name, (total, count) in mesh.to_host(metrics).items()
-        }
-        values |= self._clock.read()
-        values["learning_rate"] = float(self._rate(done - 1))
-        self._journal.record(done, "train", values)
-        each = (time.perf_counter() - self._began) / (done - self._start)
-        self._journal.progress(done, values, each * (self._config.steps - done))
-
-
 def _finish(run, state, selected, floor, name, began, say) -> None:
     """Judge the selected parameters on the test classes; write all that is left."""
     selected_step, chosen = selected or (run.config.steps, state)
@@ -212,6 +162,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
         "seed": run.config.seed,
         "steps": run.config.steps,
         "dataset": run.describe(),
+        "warnings": [x["message"] for x in history if x["kind"] == "warning"],
         "seconds": round(time.perf_counter() - began, 1),
         "versions": _versions(),
     }

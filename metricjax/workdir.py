@@ -9,8 +9,10 @@ from metricjax.config import RunConfig, to_dict
 from metricjax.errors import InputError, disk_errors
 
 # Settings that may change between two starts of the same run.
-_FREE = {"log_every", "checkpoint_every"}
+_FREE = {"log_every", "checkpoint_every", "host_timeout", "plan"}
 _FREE |= {f"data.{name}" for name in ("root", "source", "threads", "cache_gib")}
+# How many differences a sentence names.
+_NAMED = 5
 
 
 def check_owner(workdir: Path, config: RunConfig) -> None:
@@ -32,11 +34,12 @@ def check_owner(workdir: Path, config: RunConfig) -> None:
         ) from error
     differences = _differences(theirs, _as_json(config))
     if differences:
-        setting, old, new = differences[0]
-        more = f" and {len(differences) - 1} more" if differences[1:] else ""
+        changes = [f"{name}: {old!r} -> {new!r}" for name, old, new in differences]
+        more = f" and {len(changes) - _NAMED} more" if changes[_NAMED:] else ""
         raise InputError(
-            f"{workdir} belongs to a run with another config ({setting} is {old!r} "
-            f"there and {new!r} now{more}): choose another --workdir."
+            f"{workdir} belongs to a run with another config "
+            f"({', '.join(changes[:_NAMED])}{more}): restore its settings to go on "
+            "with it, or choose another --workdir."
         )
 
 
@@ -62,13 +65,15 @@ def _as_json(config: RunConfig) -> dict[str, Any]:
 
 def _differences(theirs, mine, path="") -> list[tuple[str, Any, Any]]:
     """(setting, their value, my value) wherever two configs differ and may not."""
+    if path in _FREE:
+        return []
     if isinstance(theirs, dict) and isinstance(mine, dict):
         found = []
         for name in sorted({*theirs, *mine}):
             where = f"{path}.{name}" if path else name
             found += _differences(theirs.get(name), mine.get(name), where)
         return found
-    return [] if theirs == mine or path in _FREE else [(path, theirs, mine)]
+    return [] if theirs == mine else [(path, theirs, mine)]
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -84,6 +84,7 @@ def parse(config_file, *overrides):
         ("model.widths=8", (8,)),
         ("optimizer.step_boundaries=(3,5)", (3, 5)),
         ("evaluation.recall_at=(1,10)", (1, 10)),
+        ("plan.topology=v5e:16x16", "v5e:16x16"),
     ],
 )
 def test_overrides_of_every_type(config_file, override, value):
@@ -128,6 +129,17 @@ def test_order_and_spelling_of_flags_do_not_matter(config_file):
     assert overridden.config.steps == 5
 
 
+def test_modes(config_file, capsys):
+    arguments = ["--config", config_file]
+    assert command_line.parse(arguments).mode == "train"
+    assert command_line.parse([*arguments, "--mode", "plan"]).mode == "plan"
+    assert command_line.parse(["--mode=train", *arguments]).mode == "train"
+    message = refuse(capsys, *arguments, "--mode=pln")
+    assert "--mode is 'pln'" in message and "did you mean 'plan'" in message
+    assert "choose train or plan" in message
+    assert "'--mdoe'" in refuse(capsys, *arguments, "--mdoe=plan")
+
+
 def test_print_config_shows_the_settings_and_does_nothing(config_file, capsys):
     arguments = ["--config", config_file, "--print_config", "--config.steps=123"]
     assert main(arguments) == 0
@@ -168,6 +180,10 @@ def test_print_config_shows_the_settings_and_does_nothing(config_file, capsys):
         (["steps"], ["--config.steps has no value", "--config.steps=VALUE"]),
         (["steps", "--workdir=x"], ["--config.steps has no value"]),
         (["batch_size=130"], ["config.batch_size is 130", "128"]),
+        (["plan.topolgy=v5e:4x4"], ["--config.plan.topolgy", "did you mean"]),
+        (["plan.utilization=40"], ["config.plan.utilization is 40", "at most 1"]),
+        (["plan.utilization=0"], ["config.plan.utilization is 0", "above 0"]),
+        (["plan.compiles=-1"], ["config.plan.compiles is -1", "0 or more"]),
     ],
 )
 def test_bad_overrides(config_file, capsys, override, words):
@@ -251,7 +267,7 @@ def test_help_is_readable_and_imports_nothing_heavy(flag, tmp_path):
     assert result.returncode == (0 if flag else 2)
     lines = result.stdout.splitlines()
     assert all(len(line) <= 88 for line in lines) and len(lines) < 50
-    for word in ("--config", "--workdir", "--config.KEY=VALUE", "Exit code"):
+    for word in ("--config", "--workdir", "--mode plan", "--config.KEY=VALUE", "Exit code"):
         assert word in result.stdout
 
 

@@ -6,15 +6,14 @@ import json
 import pytest
 
 from metricjax.config import (
-    check_devices,
     choose_variant,
     default_config,
     from_config_dict,
-    suggestion,
     terms,
     to_dict,
 )
-from metricjax.errors import InputError
+from metricjax.cross_checks import check_devices
+from metricjax.errors import InputError, suggestion
 from metricjax.loss_terms import LOSSES
 
 
@@ -286,6 +285,28 @@ def test_a_batch_that_the_devices_do_not_divide(
     check_devices(
         from_config_dict(config_with(**settings | {"batch_size": nearest})), devices
     )
+
+
+@pytest.mark.parametrize(
+    ("micro", "devices", "nearest"), [(30, 1, 32), (0, 1, 1), (4, 8, 8), (100, 8, 128)]
+)
+def test_parts_that_are_not_equal_or_cannot_be_shared(micro, devices, nearest):
+    settings = {"batch_size": 128, "micro_batch_size": micro}
+
+    def check():
+        check_devices(from_config_dict(config_with(**settings)), devices)
+
+    message = refuse(check)
+    assert f"config.micro_batch_size is {micro}" in message
+    assert message.endswith(f" {nearest}.")
+    settings["micro_batch_size"] = nearest
+    check()
+
+
+def test_how_many_turns_a_batch_takes():
+    assert from_config_dict(config_with()).parts == 1
+    settings = {"batch_size": 128, "micro_batch_size": 32}
+    assert from_config_dict(config_with(**settings)).parts == 4
 
 
 def test_an_evaluation_batch_that_the_devices_do_not_divide():

@@ -51,6 +51,18 @@ def test_values_that_are_not_finite_become_null(tmp_path):
     }
 
 
+def test_warnings(tmp_path, capsys):
+    """Said and written; a run that goes on before them meets them again."""
+    with Journal(tmp_path, 10, 0) as journal:
+        journal.record(2, "train", {"loss": 0.5})
+        journal.warn(2, "This [seems] wrong: mend it.")
+    assert capsys.readouterr().out == "warning: This [seems] wrong: mend it.\n"
+    warning = {"step": 2, "kind": "warning", "message": "This [seems] wrong: mend it."}
+    assert lines_of(tmp_path / "metrics.jsonl")[1] == warning
+    with Journal(tmp_path, 10, 1):
+        assert lines_of(tmp_path / "metrics.jsonl") == []
+
+
 @pytest.mark.parametrize("start", [0, 1, 3, 6])
 def test_a_resumed_run_cuts_what_it_will_do_again(tmp_path, start):
     path = write_run(tmp_path, range(1, 7))
@@ -108,6 +120,7 @@ def test_only_the_first_host_writes(tmp_path, capsys):
         journal.record(1, "train", {"loss": 0.5})
         journal.progress(1, {"loss": 0.5}, 1)
         journal.validated(1, "map@r", 0.5)
+        journal.warn(1, "Something is wrong.")
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 

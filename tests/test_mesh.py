@@ -88,8 +88,8 @@ def test_same_everywhere_is_replicated():
 
 TWO_HOSTS = """
 import jax, numpy as np
-from metricjax import mesh
-mesh.connect_hosts()
+from metricjax import hosts, mesh
+hosts.connect()
 own = np.arange(3) + 10 * jax.process_index()
 tree = mesh.same_everywhere(mesh.make_mesh(), {"a": own, "b": np.bool_(own[0] > 0)})
 print(jax.process_count(), mesh.to_host(tree)["a"].tolist(), bool(tree["b"]))
@@ -123,38 +123,6 @@ def test_same_everywhere_is_what_the_first_host_has():
     # Before it the hosts' transport may tell of its connections.
     last = [text.splitlines()[-1] for text in said]
     assert last == ["2 [0, 1, 2] False"] * 2
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, []),
-        ({"TPU_WORKER_HOSTNAMES": "one"}, []),
-        ({"TPU_WORKER_HOSTNAMES": "one,two"}, [((), {})]),
-        (
-            {
-                "JAX_COORDINATOR_ADDRESS": "host:1234",
-                "JAX_NUM_PROCESSES": "4",
-                "JAX_PROCESS_ID": "2",
-            },
-            [(("host:1234",), {"num_processes": 4, "process_id": 2})],
-        ),
-    ],
-)
-def test_hosts_are_joined_where_the_environment_says_so(
-    environment, expected, monkeypatch
-):
-    calls = []
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    for name in (*names, "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(
-        jax.distributed, "initialize", lambda *args, **kw: calls.append((args, kw))
-    )
-    mesh.connect_hosts()
-    assert calls == expected
 
 
 def test_programs_on_cpu_are_compiled_without_ynnpack():

@@ -37,7 +37,8 @@ CATEGORIES = np.array([0, 1, 1, 0])
 SIDES = ("positive", "negative")
 METRICS = {
     "loss", "triplet", "softmax", "positive_distance", "negative_distance", "active",
-    "gradient_norm",
+    "gradient_norm", "gradient_norm_backbone", "gradient_norm_classifier",
+    "gradient_norm_classifier_bn", "gradient_norm_fc_G", "gradient_norm_fc_M", "finite",
 }  # fmt: skip
 
 
@@ -54,8 +55,9 @@ class Setup:
     """Model, optimizer and step of some settings; compiled once, and quickly."""
 
     def __init__(
-        self, block_size=None, terms=TERMS, donate=(), memory=0, devices=None, **model
-    ):
+        self, block_size=None, terms=TERMS, donate=(), memory=0, devices=None, parts=1,
+        **model,
+    ):  # fmt: skip
         settings = dataclasses.replace(MODEL, **model)
         memory = MemoryConfig(memory, start_step=1)
         config = ObjectiveConfig(terms, block_size, memory=memory)
@@ -68,7 +70,7 @@ class Setup:
         params = partial(init_params, self.model, TRANSFORM.shape, KEY, self.losses)
         self.optimizer = optimizers.build(optimizer, 100, jax.eval_shape(params)[0])
         self.step = make_train_step(
-            self.model, self.optimizer, config, TRANSFORM, devices
+            self.model, self.optimizer, config, TRANSFORM, devices, parts
         )
         self.run = jax.jit(
             self.step,
@@ -305,7 +307,9 @@ def test_gradients_of_loss_parameters_are_reported(kept):
     names |= {"gradient_norm_proxy_nca_proxies"}
     for number in (1, 2, 3):
         metrics = kept[number][1]
-        assert {name for name in metrics if name.startswith("gradient_norm_")} == names
+        of_model = {"gradient_norm_backbone", "gradient_norm_fc_S"}
+        found = {name for name in metrics if name.startswith("gradient_norm_")}
+        assert found == names | of_model
         for name in names:
             norm, counts = (float(x) for x in metrics[name])
             waiting = number == 1 and "coarse" in name
@@ -446,3 +450,44 @@ def test_embedding_on_devices_equals_one(setup, start):
     got = embed(state.variables, split)
     assert len(got.sharding.device_set) == len(jax.devices())
     np.testing.assert_allclose(got, one, rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """Losses that keep something, and a model whose rows know nothing of each other."""
+    return Setup(terms=KEEPING, frozen_bn=True, **SMALL)
+
+
+@pytest.mark.parametrize(("count", "parts"), [(1, 2), (1, 16), (2, 4)])
+def test_a_batch_in_parts_is_a_step_on_the_whole(count, parts, frozen):
+    """Loss, parameters, proxies and memory, over two SGD steps."""
+    devices = mesh.make_mesh(jax.devices()[:count])
+    run = Setup(
+        terms=KEEPING, frozen_bn=True, devices=devices, parts=parts, **SMALL
+    ).run
+    expected = frozen.start()
+    state = jax.device_put(expected, mesh.replicated(devices))
+    for seed in (0, 1):
+        expected, whole = frozen.run(expected, images(seed=seed), KEY)
+        batch = mesh.global_batch(devices, images(seed=seed))
+        state, metrics = run(state, batch, KEY)
+        for name, (value, _) in whole.items():
+            assert float(metrics[name][0]) == pytest.approx(float(value), rel=1e-5)
+    assert_near(state, expected)
+
+
+def test_nothing_moves_from_the_first_number_that_is_none_on(setup, start):
+    """So that what is saved later, or looked into, is the last good state."""
+    state, _ = setup.run(start, images(seed=0), KEY)
+    params = jax.tree.map_with_path(
+        lambda path, leaf: leaf * (np.nan if path[-1].key == "scale" else 1),
+        state.params,
+    )
+    good = state.replace(params=params)
+    state, metrics = setup.run(good, images(seed=1), KEY)
+    assert metrics["finite"][0] == 0
+    assert state.step == -1 - 1
+    chex.assert_trees_all_equal(state.replace(step=good.step), good)
+    again, metrics = setup.run(state, images(seed=2), KEY)
+    assert metrics["finite"][0] == 0
+    chex.assert_trees_all_equal(again, state)

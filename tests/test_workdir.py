@@ -49,17 +49,17 @@ def test_a_new_workdir_is_free_until_it_is_claimed(tmp_path):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("seed", 3, ["seed is 0 there and 3 now"]),
-        ("steps", 5, ["steps is 1000 there and 5 now"]),
-        ("eval_every", 5, ["eval_every is 250 there and 5 now"]),
-        ("data.name", "folder", ["data.name is 'glyphs' there and 'folder' now"]),
-        ("data.transform.image_size", 32, ["data.transform.image_size is 224 there"]),
-        ("model.widths", (8,), ["model.widths is [64, 128, 256] there and [8] now"]),
-        ("optimizer.clip_norm", 1.0, ["optimizer.clip_norm is None there and 1.0"]),
+        ("seed", 3, ["(seed: 0 -> 3): restore its settings"]),
+        ("steps", 5, ["steps: 1000 -> 5"]),
+        ("eval_every", 5, ["eval_every: 250 -> 5"]),
+        ("data.name", "folder", ["data.name: 'glyphs' -> 'folder'"]),
+        ("data.transform.image_size", 32, ["data.transform.image_size: 224 -> 32"]),
+        ("model.widths", (8,), ["model.widths: [64, 128, 256] -> [8]"]),
+        ("optimizer.clip_norm", 1.0, ["optimizer.clip_norm: None -> 1.0"]),
         (
             "objective",
             ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.1})}),
-            ["objective.terms.triplet.margin is 0.2 there and 0.1 now"],
+            ["objective.terms.triplet.margin: 0.2 -> 0.1"],
         ),
     ],
 )
@@ -72,11 +72,21 @@ def test_another_config_is_refused_with_the_difference(tmp_path, path, value, wo
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_few_differences_are_all_named(tmp_path):
+    workdir.claim(tmp_path, CONFIG)
+    message = refuse(tmp_path, dataclasses.replace(CONFIG, seed=1, steps=2))
+    assert "(seed: 0 -> 1, steps: 1000 -> 2):" in message
+
+
 def test_more_differences_are_counted(tmp_path):
     workdir.claim(tmp_path, CONFIG)
-    other = dataclasses.replace(CONFIG, seed=1, steps=2, batch_size=8)
-    message = refuse(tmp_path, other)
-    assert "batch_size is 128 there and 8 now and 2 more" in message
+    counts = {"batch_size": 8, "eval_every": 2, "instances_per_class": 2, "seed": 1}
+    data = dataclasses.replace(CONFIG.data, name="folder")
+    message = refuse(
+        tmp_path, dataclasses.replace(CONFIG, **counts, steps=2, data=data)
+    )
+    assert "(batch_size: 128 -> 8, data.name: 'glyphs' -> 'folder', " in message
+    assert ", seed: 0 -> 1 and 1 more):" in message
 
 
 @pytest.mark.parametrize(
@@ -84,6 +94,8 @@ def test_more_differences_are_counted(tmp_path):
     [
         ("log_every", 7),
         ("checkpoint_every", 7),
+        ("host_timeout", 30.0),
+        ("plan.utilization", 0.3),
         ("data.root", "elsewhere"),
         ("data.source", "from there"),
         ("data.threads", 2),

@@ -3,8 +3,13 @@
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -97,7 +102,15 @@ class Tiny:
         self.config.write_text(config)
 
     def start(
-        self, workdir, *overrides, before="", devices=1, inside=(), cached=True, **popen
+        self,
+        workdir,
+        *overrides,
+        before="",
+        devices=1,
+        inside=(),
+        cached=True,
+        variables=None,
+        **popen,
     ) -> subprocess.Popen:
         """`python -m metricjax.main` in the directory of the shapes.
 
@@ -107,7 +120,8 @@ class Tiny:
           before: Python to execute first.
           devices: how many the host pretends to have.
           inside: command to run it under.
-          cached: whether to use the cache of compiled programs.
+          cached: whether to use a cache of compiled programs.
+          variables: of the environment.
         """
         program = ["-c", before + MAIN] if before else ["-m", "metricjax.main"]
         flags = ["--config", self.config, "--workdir", workdir]
@@ -121,6 +135,11 @@ class Tiny:
         if cached:
             environment["JAX_COMPILATION_CACHE_DIR"] = str(self.directory / "compiled")
             environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        else:
+            environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        # The tests' own jax has set it for itself.
+        environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+        environment |= variables or {}
         return subprocess.Popen(
             [*inside, sys.executable, *program, *flags, *settings],
             stdout=subprocess.PIPE,
@@ -139,6 +158,52 @@ class Tiny:
             raise
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    @contextmanager
+    def nursery(self, *overrides) -> Iterator["Nursery"]:
+        """Runs that start in a moment, as all that they import is imported already."""
+        server = self.start(
+            "workdir",
+            *overrides,
+            before=NURSERY,
+            stdin=subprocess.PIPE,
+            variables={"PYTHONUNBUFFERED": "1"},
+        )
+        try:
+            yield Nursery(server)
+        finally:
+            server.kill()
+            server.communicate()
+
+    def start_hosts(
+        self, workdir, *overrides, count=2, of_host=None, **options
+    ) -> "Hosts":
+        """The same on several hosts of two devices each, beside each other here.
+
+        Args:
+          workdir: of the run.
+          overrides: as of `start`.
+          count: of hosts.
+          of_host: by number of a host, what it is started with instead: options of
+            `start`, and `workdir` and `overrides`.
+          options: of all hosts.
+        """
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        processes = []
+        for number in range(count):
+            own = {"workdir": workdir, "overrides": overrides, "devices": 2, **options}
+            own |= (of_host or {}).get(number, {})
+            announced = {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(number),
+            }
+            own["variables"] = announced | (own.get("variables") or {})
+            place, changes = own.pop("workdir"), own.pop("overrides")
+            processes.append(self.start(place, *changes, **own))
+        return Hosts(processes)
+
     @cached_property
     def finished(self) -> Path:
         """The workdir of a run that nothing disturbed."""
@@ -153,6 +218,93 @@ class Tiny:
         """What that run printed."""
         assert self.finished
         return (self.directory / "finished.txt").read_text()
+
+
+# Forks for every line that it reads, before jax knows of any device.
+NURSERY = """
+import os, sys
+from metricjax import agreement, hosts, main, train
+arguments = sys.argv[1:]
+for line in sys.stdin:
+    workdir, out = line.split()
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        arguments[arguments.index("--workdir") + 1] = workdir
+        sys.exit(main.main(arguments))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+sys.exit()
+"""
+
+
+class Nursery:
+    """One run at a time, each a fork of a process that has imported all it needs."""
+
+    def __init__(self, server: subprocess.Popen):
+        self._server = server
+
+    def start(self, workdir: Path, out: Path) -> int:
+        """`python -m metricjax.main` that prints into a file; its process id."""
+        out.unlink(missing_ok=True)
+        self._server.stdin.write(f"{workdir} {out}\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def wait(self) -> int:
+        """Its exit code."""
+        return int(self._server.stdout.readline())
+
+
+class Hosts:
+    """Processes that run as one; use as a context manager, so that none is left.
+
+    What they print is collected: a full pipe would hold them up.
+    """
+
+    def __init__(self, processes: list[subprocess.Popen]):
+        self.processes = processes
+        self._printed = [[[], []] for _ in processes]
+        self._readers = []
+        for process, lines in zip(processes, self._printed, strict=True):
+            for stream, kept in zip(
+                (process.stdout, process.stderr), lines, strict=True
+            ):
+                reader = threading.Thread(target=kept.extend, args=(stream,))
+                reader.start()
+                self._readers.append(reader)
+
+    def __enter__(self) -> "Hosts":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.kill()
+        self.wait()
+
+    def wait(self, timeout: float = 300) -> list[int]:
+        """Their exit codes."""
+        codes = [process.wait(timeout) for process in self.processes]
+        for reader in self._readers:
+            reader.join()
+        return codes
+
+    def wait_for(self, text: str, host: int = 0, timeout: float = 300) -> None:
+        """Wait until a host has printed a text."""
+        until = time.monotonic() + timeout
+        while text not in self.out(host):
+            ended = self.processes[host].poll() is not None
+            assert time.monotonic() < until and not ended, (
+                f"{text!r} never came: {self.out(host)}{self.err(host)}"
+            )
+            time.sleep(0.02)
+
+    def out(self, host: int) -> str:
+        return "".join(self._printed[host][0])
+
+    def err(self, host: int) -> str:
+        return "".join(self._printed[host][1])
 
 
 def on_small_disk(directory, size) -> list[str]:

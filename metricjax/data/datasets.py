@@ -5,7 +5,6 @@
 where one function opens several kinds, their `name` is its first parameter.
 """
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from metricjax.data import streams
-from metricjax.errors import InputError
+from metricjax.errors import InputError, suggestion
 
 _OPENERS = {
     "glyphs": "metricjax.data.glyphs",
@@ -211,7 +210,7 @@ def open_dataset(name: str, root: str | None = None, **options) -> Dataset:
         if option not in accepted:
             raise InputError(
                 f"Data set {name!r} has no option {option!r}"
-                f"{_suggestion(option, accepted)}; it takes {', '.join(accepted)}."
+                f"{suggestion(option, accepted)}; it takes {', '.join(accepted)}."
             )
     return replace(opener(root, **options), name=name)
 
@@ -227,7 +226,7 @@ def _opener(name: str) -> Callable[..., Dataset]:
     if kind not in _OPENERS or (kind == "tfds") != (":" in name):
         known = sorted("tfds:NAME" if kind == "tfds" else kind for kind in _OPENERS)
         raise InputError(
-            f"There is no data set called {name!r}{_suggestion(name, known)}; "
+            f"There is no data set called {name!r}{suggestion(name, known)}; "
             f"data.name is one of {', '.join(known)}."
         )
     opener = importlib.import_module(_OPENERS[kind]).open
@@ -329,8 +328,3 @@ class _Turned:
     def __call__(self, index: int) -> np.ndarray:
         turn, original = divmod(index, self.count)
         return np.ascontiguousarray(np.rot90(self.reader(original), turn))
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

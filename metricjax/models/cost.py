@@ -26,9 +26,10 @@ def multiply_adds(function: Callable, *arguments) -> int:
 
     The function is traced, never run. A convolution counts `output elements x kernel
     height x kernel width x input channels / groups` (so zeros of the padding count, as
-    is usual), a matrix product `output elements x contracted length`; a loop's body
-    counts as often as it runs, a conditional as its dearest branch. Additions,
-    normalisation and activations do not count. One multiply-add is two FLOPs.
+    is usual, but not those between inputs that are spread out), a matrix product
+    `output elements x contracted length`; a loop's body counts as often as it runs, a
+    conditional as its dearest branch. What no result needs does not count, nor do
+    additions, normalisation and activations. One multiply-add is two FLOPs.
 
     Args:
       function: any traceable function.
@@ -54,7 +55,17 @@ def forward_multiply_adds(module: nn.Module, image_shape: tuple[int, int, int]) 
 
 
 def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+    """Of the equations that a result needs; compilers leave the others out."""
+    needed, total = _variables(jaxpr.outvars), 0
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or needed.intersection(equation.outvars):
+            needed |= _variables(equation.invars)
+            total += _count_equation(equation)
+    return total
+
+
+def _variables(atoms) -> set[core.Var]:
+    return {atom for atom in atoms if isinstance(atom, core.Var)}
 
 
 def _count_equation(equation) -> int:
@@ -62,7 +73,9 @@ def _count_equation(equation) -> int:
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
         outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-        return equation.outvars[0].aval.size * (kernel.size // outputs)
+        # A stride's gradient spreads its inputs out; the zeros between are no work.
+        spread = math.prod(equation.params["lhs_dilation"])
+        return equation.outvars[0].aval.size * (kernel.size // outputs) // spread
     if name == "dot_general":
         contracted = equation.params["dimension_numbers"][0][0]
         left = equation.invars[0].aval.shape

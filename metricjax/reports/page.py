@@ -42,8 +42,9 @@ def write(
         results: as in results.json: metrics by name in 0..1 (`recall@1`, `map@r`, ...)
             with `intervals`, `floor`, `untrained`, `validation`, `queries`,
             `dataset` (`train`, `validation` and `test`, each with `classes` and
-            `images`, or the same flat: `train_classes`; `skipped`, `notes`), and
-            whatever else is to stand under the run's details. All may be missing.
+            `images`, or the same flat: `train_classes`; `skipped`, `notes`),
+            `warnings` (sentences), and whatever else is to stand under the run's
+            details. All may be missing.
         history: the lines of metrics.jsonl, see `figures.panels`.
         config: the run's settings; `data.name` names the data set.
         galleries: queries and neighbours by moment, "before" and "after"; rows of the
@@ -96,6 +97,7 @@ def render(*, results, history, config, galleries, image, name, studies=()) -> s
         details=_details(results, history),
         skipped=[_skipped(one) for one in dataset.get("skipped") or ()],
         notes=[str(note) for note in dataset.get("notes") or ()],
+        warnings=[str(warning) for warning in results.get("warnings") or ()],
     )
 
 
@@ -217,7 +219,7 @@ def _metrics(results: Mapping) -> list[dict]:
 
 def _details(results: Mapping, history: Sequence[Mapping]) -> dict[str, str]:
     """What is known of the run and is not a metric, as text by name."""
-    shown_elsewhere = ("untrained", "validation", "intervals", "floor")
+    shown_elsewhere = ("untrained", "validation", "intervals", "floor", "warnings")
     facts = {
         key: value
         for key, value in results.items()

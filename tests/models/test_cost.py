@@ -34,6 +34,35 @@ def test_convolutions(options, expected):
     assert cost.forward_multiply_adds(_Called(conv), (10, 8, 6)) == expected
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("by", ["kernel", "images"])
+def test_gradients_of_convolutions_cost_what_the_convolution_does(strides, by):
+    """The zeros that a stride puts between its cotangents are no work."""
+    conv, images = layers.Conv(12, strides=strides), _shape(2, 10, 8, 6)
+    variables = jax.eval_shape(conv.init, jax.random.key(0), images)
+    forward = cost.multiply_adds(conv.apply, variables, images)
+    assert forward == 2 * 10 * 8 * 3 * 3 * 6 * 12 // strides**2
+
+    def pull_back(variables, images, cotangents):
+        return jax.vjp(conv.apply, variables, images)[1](cotangents)[by == "images"]
+
+    cotangents = jax.eval_shape(conv.apply, variables, images)
+    assert cost.multiply_adds(pull_back, variables, images, cotangents) == forward
+
+
+def test_what_no_result_needs_does_not_count():
+    def one_of_two(x):
+        unused = x @ x @ x
+        return jnp.tanh(x @ x), unused.shape
+
+    def inside(x):
+        return jax.lax.scan(lambda c, _: (c @ c, (c @ c).sum()), x, None, length=3)[0]
+
+    square, once = _shape(4, 4), 4 * 4 * 4
+    assert cost.multiply_adds(lambda x: one_of_two(x)[0], square) == once
+    assert cost.multiply_adds(inside, square) == 3 * 2 * once
+
+
 class _Called(nn.Module):
     layer: nn.Module
 

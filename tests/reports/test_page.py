@@ -220,6 +220,16 @@ def test_closed_set_is_stamped():
     assert "Closed set" in render(config={"data": {"closed_set": True}})
 
 
+def test_warnings_of_the_run_are_listed_once():
+    warnings = ["The embeddings have <collapsed>: lower it.", "And another."]
+    html = render(results={**RESULTS, "warnings": warnings})
+    assert "2 warnings during training" in html
+    assert html.count("The embeddings have &lt;collapsed&gt;: lower it.") == 1
+    assert html.count("And another.") == 1
+    for none in (RESULTS, {**RESULTS, "warnings": []}):
+        assert "during training" not in render(results=none)
+
+
 def test_the_same_run_gives_the_same_bytes():
     assert render() == render()
 

@@ -1,0 +1,159 @@
+"""What the programs of a run are made of, without its data: settings, classes, devices.
+
+The devices need not be there: for a mesh of a TPU topology's the same programs are
+compiled ahead of time.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+
+from metricjax import mesh as meshes
+from metricjax import models, objectives, optimizers, step
+from metricjax.config import RunConfig
+from metricjax.levels import Classes
+from metricjax.models.cost import forward_multiply_adds, multiply_adds
+from metricjax.objectives import Losses
+
+
+@dataclass(frozen=True, eq=False)
+class Blueprint:
+    """Model, losses, optimizer and training step of some settings.
+
+    Attributes:
+      config: the settings.
+      classes: what is learnt.
+      mesh: the devices that share the work.
+    """
+
+    config: RunConfig
+    classes: Classes
+    mesh: jax.sharding.Mesh
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The network, with a classifier where a loss needs one."""
+        classes = self.classes.count if self.config.objective.classifies else None
+        return models.build(self.config.model, classes)
+
+    @cached_property
+    def losses(self) -> Losses:
+        """The losses on what is learnt from."""
+        return Losses(
+            self.config.objective,
+            self.classes,
+            step.output_shapes(self.model, self._shape, self.config.batch_size),
+        )
+
+    @cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """What moves the parameters."""
+        key = jax.random.key(0)
+        params, _ = jax.eval_shape(
+            lambda: step.init_params(self.model, self._shape, key, self.losses)
+        )
+        return optimizers.build(self.config.optimizer, self.config.steps, params)
+
+    def check(self) -> None:
+        """Raise the `InputError` of whatever the losses or the optimizer refuse."""
+        self.losses.check()
+        self.optimizer  # noqa: B018, the getter builds it
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.config.data.transform.shape
+
+    def init_state(self, key: jax.Array, weights: Any = None) -> step.TrainState:
+        """The state before the first step; a function to be jitted."""
+        return step.init_state(
+            self.model, self.optimizer, self._shape, key, self.losses, weights
+        )
+
+    @cached_property
+    def abstract_state(self) -> step.TrainState:
+        """Shapes, types and shardings of the state."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=meshes.replicated(self.mesh)
+            ),
+            jax.eval_shape(self.init_state, _key()),
+        )
+
+    @property
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of the whole global batch."""
+        size = self.config.batch_size
+        return {
+            "images": jax.ShapeDtypeStruct((size, *self._shape), np.uint8),
+            "labels": jax.ShapeDtypeStruct((size,), np.int32),
+        }
+
+    def step_flops(self) -> int:
+        """FLOPs of the products of one training step, all devices together.
+
+        Counted by tracing, through loops too, which the compiler counts once. Pairs of
+        losses in blocks count as if they were made at once.
+        """
+        function = step.make_train_step(
+            self.model,
+            self.optimizer,
+            replace(self.config.objective, block_size=None),
+            self.config.data.transform,
+            parts=self.config.parts,
+        )
+        return 2 * multiply_adds(
+            function, self.abstract_state, self.abstract_batch, _key()
+        )
+
+    def loss_flops(self) -> int:
+        """Those of them that are the losses' own, of their gradients and metrics."""
+        state = self.abstract_state
+        objective = replace(self.config.objective, block_size=None)
+
+        def value(output, proxies, labels):
+            return objectives.objective(
+                objective, output, labels, proxies=proxies, state=state.objective
+            )
+
+        output = self.losses.output._replace(features=None)
+        labels = self.abstract_batch["labels"]
+        gradient = jax.grad(value, argnums=(0, 1), has_aux=True)
+        return 2 * multiply_adds(gradient, output, state.proxies, labels)
+
+    def embedding_flops(self) -> int:
+        """FLOPs of embedding one image."""
+        return 2 * forward_multiply_adds(self.model, self._shape)
+
+    def lower_train_step(self) -> jax.stages.Lowered:
+        """The training step, `(state, batch, root_key) -> (state, metrics)`.
+
+        It waits to be compiled for the devices of the mesh; the state is donated.
+        """
+        function = step.make_train_step(
+            self.model,
+            self.optimizer,
+            self.config.objective,
+            self.config.data.transform,
+            self.mesh,
+            self.config.parts,
+        )
+        everywhere, split = meshes.replicated(self.mesh), meshes.split(self.mesh)
+        are_here = self.mesh.devices.flat[0].platform == jax.default_backend()
+        program = jax.jit(
+            function,
+            in_shardings=(everywhere, split, everywhere),
+            out_shardings=everywhere,
+            donate_argnums=0,
+            compiler_options=meshes.compiler_options() if are_here else {},
+        )
+        return program.lower(self.abstract_state, self.abstract_batch, _key())
+
+
+def _key() -> jax.ShapeDtypeStruct:
+    """The shape of a root key."""
+    return jax.eval_shape(jax.random.key, 0)

@@ -1,0 +1,243 @@
+"""What `doctor` looks at with devices: hosts, devices, an all-reduce, compilation."""
+
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metricjax import agreement, chips, program_cache
+from metricjax import mesh as meshes
+from metricjax.data.places import local_path
+from metricjax.errors import InputError
+from metricjax.examinations import (
+    FAILED,
+    OK,
+    PACKAGES,
+    WARNING,
+    Finding,
+    brief,
+    version,
+)
+
+# How an accelerator shows that JAX need not know of, and the extra that it needs.
+_TRACES = {
+    "cuda": ("a GPU", ("dev/nvidia0", "dev/nvidiactl", "dev/dxg")),
+    "tpu": ("a TPU", ("dev/accel0",)),
+}
+_PLUGINS = {"cuda": ("jax-cuda13-plugin", "jax-cuda12-plugin"), "tpu": ("libtpu",)}
+# Google's number as a maker of devices, and those of its TPUs: jax, hardware_utils.py.
+_GOOGLE = "0x1ae0"
+_TPUS = {"0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
+
+
+def devices() -> Finding:
+    """What JAX computes on, and whether it passes over something better."""
+    try:
+        found = chips.here().title
+        backend = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        remedy = "reinstall metricjax with the extra tpu or cuda that fits this machine"
+        if asked:
+            remedy = f"JAX_PLATFORMS is {asked}: install its extra, or unset it"
+        said = str(error) and f" ({brief(error)})"
+        return Finding("devices", FAILED, f"JAX finds no device{said}; {remedy}")
+    here = len(jax.local_devices())
+    if here != len(jax.devices()):
+        found += f", {here} of them on this host"
+    extra = unused_accelerator() if backend == "cpu" else None
+    if extra is None:
+        return Finding("devices", OK, found)
+    name = _TRACES[extra][0]
+    if os.environ.get("JAX_PLATFORMS", "") == "cpu":
+        remedy = "unset JAX_PLATFORMS, which says cpu"
+    elif any(map(version, _PLUGINS[extra])):
+        remedy = "its plugin is installed but does not start; see what JAX says above"
+    else:
+        remedy = f"pip install 'metricjax[{extra}]'"
+    sentence = f"{found}, although the system shows {name}: {remedy}"
+    return Finding("devices", WARNING, sentence)
+
+
+def unused_accelerator(root: Path = Path("/")) -> str | None:
+    """The extra for a GPU or TPU that the system shows; None if it shows none."""
+    for extra, (_, traces) in _TRACES.items():
+        if any((root / trace).exists() for trace in traces):
+            return extra
+    for maker in root.glob("sys/bus/pci/devices/*/vendor"):
+        try:
+            is_google = maker.read_text().strip() == _GOOGLE
+            if is_google and (maker.parent / "device").read_text().strip() in _TPUS:
+                return "tpu"
+        except OSError:
+            continue
+    return None
+
+
+def hosts() -> Finding:
+    """Which hosts there are, and whether they run the same; to be called on all."""
+    own = {"python": ".".join(platform.python_version_tuple()[:2])}
+    own |= {name: version(name) for name in PACKAGES}
+    own |= {f"metricjax/{k}": v for k, v in agreement.digest_of_code().items()}
+    said = agreement.exchange("programs", own)
+    names = [name for name, _ in said]
+    if len(said) == 1:
+        return Finding("hosts", OK, f"one, {platform.node()}")
+    texts = Counter(json.dumps(facts, sort_keys=True) for _, facts in said)
+    common = json.loads(texts.most_common(1)[0][0])
+    different = []
+    for name, facts in said:
+        odd = [k for k in sorted({*facts, *common}) if facts.get(k) != common.get(k)]
+        if odd and odd[0].startswith("metricjax/"):
+            different.append(f"{name} has another {odd[0]}")
+        elif odd:
+            different.append(f"{name} has {odd[0]} {facts.get(odd[0])}")
+    if different:
+        return Finding(
+            "hosts",
+            FAILED,
+            f"{len(said)}, but {'; '.join(different)}: install the same on every host",
+        )
+    return Finding(
+        "hosts", OK, f"{len(said)} with the same programs: {', '.join(names)}"
+    )
+
+
+def sharing(workdir: str) -> Finding | None:
+    """Do all hosts see the same workdir? None if it is not there yet, or a bucket."""
+    path = local_path(workdir)
+    is_there = path is not None and path.is_dir()
+    said = agreement.exchange("workdir", is_there)
+    lacking = [host for host, has in said if not has]
+    if len(said) == 1 or len(lacking) == len(said):
+        return None
+    if not lacking:
+        try:
+            agreement.check_shared(path)
+            return Finding("sharing", OK, f"all hosts see what is in {workdir}")
+        except InputError as error:
+            return Finding("sharing", FAILED, brief(error))
+    return Finding(
+        "sharing",
+        FAILED,
+        f"{', '.join(lacking)} has no {workdir}, which others have: name a directory "
+        "that all hosts share, or gs://bucket/dir",
+    )
+
+
+def all_reduce(seconds: float = 2.0) -> Finding:
+    """Sums over all devices, small and large; to be called on all hosts."""
+    mesh = meshes.make_mesh()
+    if mesh.size == 1:
+        return Finding("all-reduce", OK, "one device: there is nothing to reduce over")
+    floats = 2**20 if mesh.devices.flat[0].platform == "cpu" else 2**24
+    try:
+        latency = _time_sum(mesh, 1, seconds / 2)
+        large = _time_sum(mesh, floats, seconds / 2)
+    except Exception as error:  # A collective fails in as many ways as there are links.
+        return Finding(
+            "all-reduce",
+            FAILED,
+            f"the devices cannot compute together ({brief(error)}): see that the hosts "
+            "reach each other on all ports",
+        )
+    # Each device sends and receives so much at least, however the sum is arranged.
+    moved = 4 * floats * 2 * (mesh.size - 1) / mesh.size
+    return Finding(
+        "all-reduce",
+        OK,
+        f"over {mesh.size} devices {latency * 1e6:,.0f} us for 4 bytes; "
+        f"{moved / large / 1e9:.2f} GB/s a device for {4 * floats >> 20} MiB",
+    )
+
+
+def _time_sum(mesh: jax.sharding.Mesh, floats: int, seconds: float) -> float:
+    """Seconds that it takes to add up an array of each device, on all of them."""
+    program = jax.jit(
+        lambda parts: jnp.sum(parts, axis=0), out_shardings=meshes.replicated(mesh)
+    )
+    rows = len(mesh.local_devices)
+    own = np.ones((rows, floats), np.float32)
+    parts = meshes.global_batch(mesh, {"parts": own})["parts"]
+
+    def repeat(times):
+        began = time.perf_counter()
+        for _ in range(times):
+            total = program(parts).block_until_ready()
+        return (time.perf_counter() - began) / times, total
+
+    repeat(1)
+    each, total = repeat(3)
+    if not np.all(np.asarray(total.addressable_data(0)) == mesh.size):
+        raise RuntimeError("the sum came out wrong")
+    # All hosts must do it equally often, so that of the first counts.
+    times = max(1, min(100_000, int(seconds / each)))
+    times = agreement.exchange("times", times)[0][1]
+    return repeat(times)[0]
+
+
+@contextmanager
+def cache_set_aside() -> Iterator[str | None]:
+    """Nothing compiled inside is kept; yields where a run would keep it, if at all."""
+    directory = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        yield _cache_directory(directory)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", directory)
+
+
+def _cache_directory(chosen: str | None) -> str | None:
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    try:
+        return chosen or str(program_cache.place())
+    except RuntimeError:  # There is no home to keep it in.
+        return None
+
+
+def compilation(directory: str | None) -> Finding:
+    """How long a program takes, and whether compiled ones are kept in a directory."""
+    began = time.perf_counter()
+    image, kernel = jnp.ones((8, 32, 32, 3)), jnp.ones((3, 3, 3, 16))
+    gradient = jax.grad(lambda kernel: jnp.sum(_convolve(image, kernel) ** 2))
+    jax.jit(gradient).lower(kernel).compile()
+    found = f"the gradient of a convolution in {time.perf_counter() - began:.1f} s"
+    if not directory:
+        return Finding(
+            "compilation",
+            WARNING,
+            f"{found}; compiled programs are not kept for the next start: set "
+            "JAX_COMPILATION_CACHE_DIR to a directory, and do not set "
+            "JAX_ENABLE_COMPILATION_CACHE",
+        )
+    if "://" not in directory and not _is_writable(Path(directory)):
+        return Finding(
+            "compilation",
+            WARNING,
+            f"{found}; compiled programs cannot be kept in {directory}: set "
+            "JAX_COMPILATION_CACHE_DIR to a directory that can be written",
+        )
+    return Finding("compilation", OK, f"{found}; compiled programs go to {directory}")
+
+
+def _convolve(image, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        image, kernel, (1, 1), "SAME", dimension_numbers=layout
+    )
+
+
+def _is_writable(directory: Path) -> bool:
+    place = directory.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)

@@ -1,0 +1,146 @@
+"""`python -m metricjax.doctor`: is this machine, are these hosts fit for a run?"""
+
+import argparse
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import NoReturn
+
+from metricjax import examinations
+from metricjax.errors import InputError
+from metricjax.examinations import FAILED, OK, WARNING, Finding
+from metricjax.progress import progress_bar
+
+USAGE = """\
+metricjax: is this machine fit for a run?
+
+  python -m metricjax.doctor [--workdir DIR] [--data ROOT]
+
+Says in one line a check what was found, and the remedy where something is wrong:
+versions that belong together, hosts, devices, a two-second all-reduce over them,
+compilation, writing to the workdir, the rate at which images are decoded, memory and
+disk. Takes some ten seconds and leaves nothing behind. For a run of several hosts start
+it on all of them, as the run would be.
+
+  --workdir DIR  where runs are to be kept (default: runs); also gs://bucket/dir
+  --data ROOT    what data.root is to be: is it there and readable?
+  --help         this text
+
+Exit code: 0 nothing failed; 2 something failed, or the command line is wrong; 1 a fault
+of metricjax, with a traceback.
+"""
+_COLOURS = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
+# The checks that come out the same on all hosts.
+_OF_ALL = ("hosts", "sharing")
+# About as many lines there are.
+_LINES = 9
+# How long the hosts wait for each other, in seconds.
+_PATIENCE = 60.0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if {"--help", "-h", "-help"} & set(arguments):
+        print(USAGE, end="")
+        return 0
+    parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
+    parser.add_argument("--workdir", default="runs")
+    parser.add_argument("--data")
+    try:
+        return _run(parser.parse_args(arguments))
+    except InputError as error:
+        print(f"metricjax: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    first = examinations.versions()
+    if {"JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"} & set(os.environ):
+        # As in main: of a lost host one sentence tells, not C++ besides.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        from metricjax import agreement, device_examinations, hosts
+    except Exception as error:  # Versions that do not fit raise nearly anything.
+        return _tell([first, examinations.not_importable(error)])
+    hosts.connect(_PATIENCE)
+    with hosts.watched(_PATIENCE):
+        findings = [first]
+        with progress_bar("looking") as progress:
+            for finding in _examine(options, device_examinations, agreement.exchange):
+                findings.append(finding)
+                progress(len(findings), _LINES)
+        token = uuid.uuid4().hex
+        own = [token, [asdict(finding) for finding in findings]]
+        said = agreement.exchange("findings", own)
+        for host, (_, theirs) in said[1:]:
+            findings += _of_another(host, [Finding(**one) for one in theirs])
+        is_first = said[0][1][0] == token
+        return _tell(findings, is_first)
+
+
+def _examine(options: argparse.Namespace, of_devices, exchange) -> Iterator[Finding]:
+    """The checks that need jax, in the same order on every host."""
+    from metricjax import chips, decoding_rate
+
+    yield of_devices.hosts()
+    devices = of_devices.devices()
+    yield devices
+    # Together or not at all: a host without its devices would be waited for.
+    verdicts = [verdict for _, verdict in exchange("devices", devices.verdict)]
+    if FAILED not in verdicts:
+        with of_devices.cache_set_aside() as directory:
+            yield of_devices.all_reduce()
+            yield of_devices.compilation(directory)
+    workdir = examinations.workdir(options.workdir)
+    yield workdir
+    writable = [verdict for _, verdict in exchange("writable", workdir.verdict)]
+    sharing = FAILED not in writable and of_devices.sharing(options.workdir)
+    if sharing:
+        yield sharing
+    if options.data is not None:
+        yield examinations.data(options.data)
+    yield decoding_rate.examine()
+    yield examinations.memory(chips.free_memory())
+
+
+def _of_another(host: str, findings: list[Finding]) -> list[Finding]:
+    """What is wrong on another host, under its name; not what all say of each other."""
+    return [
+        replace(finding, sentence=f"on {host}: {finding.sentence}")
+        for finding in findings
+        if finding.verdict != OK and finding.check not in _OF_ALL
+    ]
+
+
+def _tell(findings: list[Finding], aloud: bool = True) -> int:
+    """Print the table; returns the exit code."""
+    if aloud:
+        _print(findings)
+    return 2 if any(finding.verdict == FAILED for finding in findings) else 0
+
+
+def _print(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)  # A line a check, for who searches in it.
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        verdict = Text(finding.verdict, _COLOURS[finding.verdict])
+        table.add_row(verdict, finding.check, Text(finding.sentence))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""Several hosts as one run: joined, watched, and ended together with one sentence.
+
+What a host must tell the others goes through the key-value store of `jax.distributed`,
+which lives on host 0. No device has a part in it, so that it gets through where a
+collective hangs because a host is gone.
+"""
+
+import ctypes
+import functools
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import jax
+from jax._src import distributed
+
+from metricjax.errors import InputError
+
+_SIGNS, _LEFT, _FINISHED = "metricjax/signs/", "metricjax/left/", "metricjax/finished/"
+_VERDICT = "metricjax/verdict/"
+_GO_ON = "run the same command again to go on from the last checkpoint."
+_state = distributed.global_state
+
+
+def connect(patience: float = 300.0) -> None:
+    """Join the other hosts, where the environment says that there are some.
+
+    Cloud TPU pods announce themselves to `jax.distributed`; elsewhere
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name the hosts.
+    Must run before the first use of a device.
+
+    Args:
+      patience: how long to wait for the others, in seconds. If they do not come, the
+        process ends with a sentence and exit code 2.
+    """
+    announced = _announced()
+    if announced is None:
+        return
+    sentence = (
+        f"metricjax: not all hosts came together within {patience:.0f} s: start the "
+        "same command on each of them, and see that they reach the first."
+    )
+    # Its heartbeats are for a watch that is slower than ours; see `Watch`.
+    patiently = {"initialization_timeout": round(patience)}
+    patiently["heartbeat_timeout_seconds"] = 7 * 24 * 3600
+    try:
+        with _in_our_words(lambda: _end(sentence, 2)):
+            jax.distributed.initialize(**announced, **patiently)
+    except (RuntimeError, TypeError):
+        _end(sentence, 2)
+    if threading.current_thread() is threading.main_thread():
+        # jax.distributed takes SIGTERM for its own notice of preemption.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _announced() -> dict[str, Any] | None:
+    """What `jax.distributed.initialize` is told; None where there is one host."""
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        return {
+            "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
+            "num_processes": _number("JAX_NUM_PROCESSES"),
+            "process_id": _number("JAX_PROCESS_ID"),
+        }
+    return {} if os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") else None
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "")
+    if not text.isdecimal():
+        raise InputError(
+            f"JAX_COORDINATOR_ADDRESS is set, but {variable} is {text!r}: set it to a "
+            "number, or unset the address to run on one host."
+        )
+    return int(text)
+
+
+# What to do when the connection to host 0 breaks.
+_when_broken: list[Callable[[], None]] = []
+
+
+@contextmanager
+def _in_our_words(end: Callable[[], None]) -> Iterator[None]:
+    """Let `end` be called, here and later, where jaxlib gives up its connection.
+
+    By itself it prints pages and aborts. It offers a callback instead, but in jaxlib
+    0.10 and 0.11 it fails to call one written in Python, and C++ ends the process; so
+    the same function is the one that C++ calls then. `Watch` takes the place of `end`.
+    """
+    _when_broken[:] = [end]
+
+    def broken(*_) -> None:
+        _when_broken[-1]()
+
+    _call_at_the_end_of_cpp(broken)
+    client = distributed._jax.get_distributed_runtime_client
+    with_callback = functools.partial(client, missed_heartbeat_callback=broken)
+    distributed._jax.get_distributed_runtime_client = with_callback
+    try:
+        yield
+    finally:
+        distributed._jax.get_distributed_runtime_client = client
+
+
+@functools.cache
+def _call_at_the_end_of_cpp(function: Callable[[], None]) -> Any:
+    """Call a function where C++ would end the process for an error that none caught.
+
+    Nothing where the C++ library is another one. The result must be kept.
+    """
+    try:
+        set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
+    except (AttributeError, OSError):
+        return None
+    handler = ctypes.CFUNCTYPE(None)(function)
+    set_terminate.restype = ctypes.c_void_p
+    set_terminate(handler)
+    return handler
+
+
+def _end(text: str, code: int) -> NoReturn:
+    """Say it and be gone: what else the process does may hang without the others."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        if sys.stdout.isatty():
+            sys.stdout.write("\x1b[?25h\n")  # the progress line hides the cursor
+            sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+@contextmanager
+def watched(limit: float) -> Iterator[None]:
+    """Run what is inside on every host to its end, or end every host with a sentence.
+
+    Where there is one host, nothing is added. Where there are several, no error leaves
+    this: the process ends, with the code that `python -m metricjax.main` gives it.
+
+    Args:
+      limit: for how long a host may give no sign of life, in seconds.
+    """
+    if _state.client is None or _state.num_processes == 1:
+        yield
+        return
+    watch = Watch(_state.client, _state.process_id, _state.num_processes, limit)
+    watch.start()
+    try:
+        yield
+    except InputError as error:
+        watch.stop(f"metricjax: {error}", str(error), 2)
+    except BaseException as error:
+        if _of_the_connection(error):
+            watch.wait_for_verdict()
+        last = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+        watch.stop(traceback.format_exc().rstrip(), f"{last} (see what it printed)", 1)
+    watch.finish()
+
+
+def _of_the_connection(error: BaseException | None) -> bool:
+    """Whether an error may come of what another host did."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Watch:
+    """Signs of life of all hosts, and the verdict that ends them all.
+
+    Two threads on every host: one says "alive" in the store and reads what is there,
+    and may hang with it; the other judges. The first verdict in the store is that of
+    all.
+
+    Args:
+      client: the store.
+      index, count: which host this is, of how many.
+      limit: for how long a host may give no sign of life, in seconds.
+      end: `end(text, code)` ends the process.
+    """
+
+    def __init__(self, client, index: int, count: int, limit: float, end=_end):
+        self._client, self._index, self._count = client, index, count
+        self._limit, self._end_process = limit, end
+        self._interval = min(5.0, limit / 10)
+        self._names = {index: socket.gethostname()}
+        self._signs: dict[int, str] = {}
+        # Since each host's last sign, and since the store last answered: in seconds
+        # during which this process ran; one that was halted itself blames nobody.
+        self._quiet = dict.fromkeys(range(count), 0.0)
+        self._unheard = 0.0
+        self._verdict: dict[str, Any] | None = None
+        self._ending, self._closed = threading.Lock(), threading.Event()
+
+    def start(self) -> None:
+        """Give signs of life from now on, and expect them."""
+        _when_broken.append(self._broken)
+        for work in (self._talk, self._judge):
+            threading.Thread(target=work, daemon=True).start()
+
+    def stop(self, text: str, reason: str, code: int) -> None:
+        """End this host for a reason of its own, and the others with it.
+
+        Args:
+          text: what to print here.
+          reason: what the others print of it, a sentence.
+          code: of the exit, here and there.
+        """
+        self._decide(f"{self._host(self._index)} stopped: {reason}", code)
+        self._leave(text, code)
+
+    def wait_for_verdict(self) -> None:
+        """Let the watch find out who made a collective fail.
+
+        Nothing can be saved any more; a quarter of the time is enough to know whom to
+        name. Returns if all hosts are alive.
+        """
+        self._limit = max(self._limit / 4, 3 * self._interval)
+        time.sleep(self._limit + 3 * self._interval)
+
+    def finish(self) -> None:
+        """Wait for all others to be done, however long it takes them."""
+        self._client.key_value_set(f"{_FINISHED}{self._index}", "", True)
+        while len(self._client.key_value_dir_get(_FINISHED)) < self._count:
+            time.sleep(min(0.2, self._interval))
+        self._closed.set()
+        # What is left is to hang up; if a host is faster, it is no matter.
+        _when_broken.append(lambda: self._end_process("", 0))
+
+    def _talk(self) -> None:
+        beat = 0
+        while not self._closed.is_set():
+            beat += 1
+            sign = json.dumps([beat, self._names[self._index]])
+            with suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set(f"{_SIGNS}{self._index}", sign, True)
+                signs = self._client.key_value_dir_get(_SIGNS)
+                verdict = self._client.key_value_dir_get(_VERDICT)
+                self._hear(signs, verdict)
+            self._closed.wait(self._interval)
+
+    def _hear(self, signs, verdict) -> None:
+        """Take in what the store has."""
+        self._unheard = 0.0
+        for key, sign in signs:
+            host = int(key.rpartition("/")[2])
+            if self._signs.get(host) != sign:
+                self._signs[host], self._quiet[host] = sign, 0.0
+                self._names[host] = json.loads(sign)[1]
+        for _, text in verdict:
+            self._verdict = json.loads(text)
+
+    def _judge(self) -> None:
+        before = time.monotonic()
+        while not self._closed.wait(self._interval / 4):
+            now = time.monotonic()
+            self._pass(min(now - before, self._interval))
+            before = now
+
+    def _pass(self, seconds: float) -> None:
+        """So much time has gone by: is there a verdict, or reason for one?"""
+        self._unheard += seconds
+        for host in self._quiet:
+            self._quiet[host] += seconds
+        silent = [h for h, quiet in self._quiet.items() if quiet >= self._limit]
+        if self._verdict:
+            self._leave(f"metricjax: {self._verdict['text']}", self._verdict["code"])
+        elif self._unheard >= self._limit:
+            self._leave(f"metricjax: {self._lost(0)}", 1)
+        elif silent and self._unheard < 2 * self._interval:
+            self._decide(self._lost(silent[0]), 1)
+            self._leave(f"metricjax: {self._verdict['text']}", self._verdict["code"])
+
+    def _lost(self, host: int) -> str:
+        return (
+            f"{self._host(host)} has given no sign of life for {self._limit:.0f} s; "
+            f"{_GO_ON}"
+        )
+
+    def _host(self, host: int) -> str:
+        return f"host {host} ({self._names.get(host, 'never heard of')})"
+
+    def _broken(self) -> None:
+        """Host 0 has hung up: its process is gone, and the store with it."""
+        self._unheard = math.inf
+        self._leave(
+            f"metricjax: {self._host(0)} can no longer be reached: it has ended or has "
+            f"lost its connection; {_GO_ON}",
+            1,
+        )
+
+    def _decide(self, text: str, code: int) -> None:
+        """Put a verdict into the store, unless there is one; then that one holds."""
+        self._verdict = {"text": text, "code": code}
+        with suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{_VERDICT}first", json.dumps(self._verdict))
+            return
+        with suppress(jax.errors.JaxRuntimeError):
+            for _, first in self._client.key_value_dir_get(_VERDICT):
+                self._verdict = json.loads(first)
+
+    def _leave(self, text: str, code: int) -> None:
+        """End this process; host 0, which holds the store, after all others."""
+        if not self._ending.acquire(blocking=False):
+            threading.Event().wait()  # another thread is at it
+        if self._unheard < 2 * self._interval:
+            self._wait_for_the_others()
+        self._end_process(text, code)
+
+    def _wait_for_the_others(self) -> None:
+        until = time.monotonic() + self._limit
+        with suppress(jax.errors.JaxRuntimeError):
+            self._client.key_value_set(f"{_LEFT}{self._index}", "", True)
+            while self._index == 0 and time.monotonic() < until:
+                left = {key for key, _ in self._client.key_value_dir_get(_LEFT)}
+                for host, quiet in self._quiet.items():
+                    if quiet >= self._limit:
+                        left.add(f"{_LEFT}{host}")
+                if len(left) == self._count:
+                    return
+                time.sleep(self._interval / 4)

@@ -1,0 +1,114 @@
+"""Metrics of the steps, on their way from the devices to the journal."""
+
+import time
+
+import jax
+
+from metricjax import detectors, diagnosis, mesh, objectives, optimizers
+from metricjax.data import pipeline
+from metricjax.journal import Clock, Journal
+from metricjax.run import Run
+from metricjax.step import TrainState
+
+# How far the host runs ahead of the devices, in steps.
+_AHEAD = 2
+
+
+class Meter:
+    """Metrics of the steps on their way from the devices to the journal.
+
+    The host runs a few steps ahead of the devices and no further: a step's metrics are
+    read when the devices are done with it and have the next ones to work on. Whatever
+    seems wrong with them becomes a warning; a step that is not finite ends the run. Use
+    as a context manager: inside, it hears what is compiled.
+    """
+
+    def __init__(self, run: Run, journal: Journal, start: int):
+        self._run, self._journal = run, journal
+        self._config, self._start, self._saved = run.config, start, start
+        self._rate = optimizers.schedule(run.config.optimizer, run.config.steps)
+        self._pending = []
+        self._batch = self._state = None
+        hierarchy = run.config.objective.hierarchy
+        # The first steps in which parameters can be seen to get a gradient.
+        self._first = {start + 1, hierarchy.warmup + 1 if hierarchy else 0}
+        rates = run.config.optimizer.group_rates
+        groups = run.abstract_state.variables["params"]
+        self._starvation = detectors.Starvation()
+        self._detectors = [
+            detectors.Collapse(detectors.resting_values(run.config)),
+            *(detectors.NoGradient(g) for g in groups if rates.get(g, 1.0)),
+            self._starvation,
+        ]
+        self._recompilation = detectors.Recompilation()
+        self._began = time.perf_counter()
+        self._clock = Clock()
+
+    def __enter__(self) -> "Meter":
+        self._recompilation.listen()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._recompilation.close()
+
+    def wait_for(self, batches: pipeline.Batches) -> dict:
+        """The next batch; the wait for it is counted."""
+        asked = time.perf_counter()
+        batch = next(batches)
+        self._clock.waited(time.perf_counter() - asked, self._config.batch_size)
+        self._batch = {name: batch[name] for name in ("images", "labels")}
+        return self._batch
+
+    def validated(self, done: int) -> None:
+        """What was done since the last step is not training."""
+        self._warn(done, self._recompilation.sentences())
+        self._recompilation.everything_is_compiled()
+        self._starvation.pause()
+        self._clock = Clock()
+
+    def saved(self, done: int) -> None:
+        """There is a checkpoint of this step."""
+        self._saved = done
+
+    def add(self, done: int, metrics: dict, state: TrainState) -> None:
+        """The metrics of a step and the state behind it, neither of them awaited.
+
+        Raises:
+          InputError: a step was not finite, or parameters of a loss get no gradient.
+        """
+        self._pending.append((done, metrics, self._batch))
+        self._state = state
+        if len(self._pending) > _AHEAD:
+            self._read(*self._pending.pop(0))
+
+    def drain(self) -> None:
+        """Read all that is on its way."""
+        while self._pending:
+            self._read(*self._pending.pop(0))
+
+    def _read(self, done: int, metrics: dict, batch: dict) -> None:
+        jax.block_until_ready(metrics)
+        finite, _ = mesh.to_host(metrics.pop("finite"))
+        if not finite:
+            self._journal.say(f"step {done} is not finite; looking into it")
+            raise diagnosis.not_finite(self._run, self._state, batch, self._saved)
+        if done in self._first:
+            objectives.check_gradients(mesh.to_host(metrics))
+        if done % self._config.log_every and done != self._config.steps:
+            return
+        values = {
+            name: float(total) / max(float(count), 1e-12)
+            for name, (total, count) in mesh.to_host(metrics).items()
+        }
+        values |= self._clock.read()
+        values["learning_rate"] = float(self._rate(done - 1))
+        self._journal.record(done, "train", values)
+        self._warn(done, (detector(done, values) for detector in self._detectors))
+        self._warn(done, self._recompilation.sentences())
+        each = (time.perf_counter() - self._began) / (done - self._start)
+        self._journal.progress(done, values, each * (self._config.steps - done))
+
+    def _warn(self, done, sentences) -> None:
+        for sentence in sentences:
+            if sentence:
+                self._journal.warn(done, sentence)

@@ -1,0 +1,150 @@
+"""The largest batch and what makes room, on compilers of which all is known."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from metricjax import command_line, room
+from metricjax.blueprint import Blueprint
+from metricjax.levels import Classes
+from metricjax.room import Room
+
+MIB = 2**20
+
+
+class Pretended(Room):
+    """Memory of a program as a function of its settings; remembers what was asked."""
+
+    def compile(self, config, what):
+        self.asked.append(config)
+        total = self.memory_of(config)
+        return (object() if total <= self.limit else None), total
+
+
+def pretend(tiny, limit, memory_of, devices=1, **settings):
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    config = command_line.parse(["--config", str(tiny.config), *flags]).config
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    made = Pretended(Blueprint(config, Classes(4), mesh), limit, None)
+    object.__setattr__(made, "asked", [])
+    object.__setattr__(made, "memory_of", memory_of)
+    return made
+
+
+SHAPES = {
+    "a line": lambda batch: 3 * MIB + 50_000 * batch,
+    "steeper": lambda batch: 3 * MIB + 50_000 * batch + 30 * batch**2,
+    "flatter": lambda batch: 3 * MIB + 2 * MIB * math.sqrt(batch),
+    "in steps": lambda batch: 3 * MIB + 3_200_000 * math.ceil(batch / 64),
+    "refused without a number": lambda batch: (
+        3 * MIB + 50_000 * batch if batch <= 1200 else math.inf
+    ),
+}
+
+
+@pytest.mark.parametrize("start", [8, 64, 4096])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_largest_batch_fits_and_little_more_would(tiny, shape, start, devices):
+    memory, limit = SHAPES[shape], 64 * MIB
+    case = pretend(
+        tiny,
+        limit,
+        lambda config: memory(config.batch_size),
+        devices,
+        batch_size=start,
+    )
+    best, total = case.largest_batch(memory(start), most=100_000, tries=12)
+    assert total == memory(best) <= limit
+    multiple = 2 * devices  # two images of a class on each device
+    assert best % multiple == 0
+    assert memory(best * 1.03 + multiple) > limit
+    sizes = [config.batch_size for config in case.asked]
+    assert len(sizes) == len(set(sizes)) <= 12
+    if shape == "a line":
+        assert len(sizes) <= 2
+
+
+def test_no_larger_than_the_data_and_no_more_programs_than_allowed(tiny):
+    memory = SHAPES["a line"]
+    case = pretend(tiny, 64 * MIB, lambda config: memory(config.batch_size))
+    assert case.largest_batch(memory(8), most=99, tries=3) == (98, memory(98))
+    assert [config.batch_size for config in case.asked] == [98]
+    case.asked.clear()
+    assert case.largest_batch(memory(8), most=8, tries=3) == (8, memory(8))
+    assert not case.asked
+    steep = SHAPES["steeper"]
+    case = pretend(
+        tiny, 64 * MIB, lambda config: steep(config.batch_size), batch_size=4096
+    )
+    best, _ = case.largest_batch(steep(4096), most=9999, tries=1)
+    assert best in (0, case.asked[0].batch_size) and len(case.asked) == 1
+    nothing = pretend(tiny, 1 * MIB, lambda config: memory(config.batch_size))
+    assert nothing.largest_batch(memory(8), most=99, tries=3) == (0, 0.0)
+
+
+def test_batches_of_parts_stay_whole_parts(tiny):
+    memory = SHAPES["a line"]
+    case = pretend(
+        tiny,
+        64 * MIB,
+        lambda config: memory(config.batch_size),
+        batch_size=60,
+        micro_batch_size=30,
+    )
+    best, _ = case.largest_batch(memory(60), most=10_000, tries=4)
+    assert best % 30 == 0 and memory(best + 60) > 64 * MIB
+
+
+def test_remedies(tiny):
+    """Each differs from the settings in what it says, and parts have a margin."""
+    limit, fixed, each = 64 * MIB, 4 * MIB, MIB
+    case = pretend(tiny, limit, None, 8, batch_size=128)
+    remedies = dict(case.remedies(fixed + 128 * each, 128 * each))
+    found = list(remedies)
+    assert found[:3] == [
+        "model.dtype=bfloat16",
+        "model.remat=True",
+        "micro_batch_size=32",
+    ]
+    config = case.blueprint.config
+    models = [remedies[words].model for words in found]
+    assert models[0] == dataclasses.replace(config.model, dtype="bfloat16")
+    assert models[1] == dataclasses.replace(config.model, remat=True)
+    assert models[2] == config.model
+    both = remedies[found[3]]
+    assert both.model.remat and both.model.dtype == "bfloat16"
+    assert both.micro_batch_size == remedies[found[2]].micro_batch_size == 32
+    lean = pretend(tiny, limit, None, 8, **{"model.remat": True, "batch_size": 8})
+    assert list(lean.remedies(9 * each, 8 * each)) == [
+        ("model.dtype=bfloat16", dataclasses.replace(
+            lean.blueprint.config,
+            model=dataclasses.replace(lean.blueprint.config.model, dtype="bfloat16"),
+        ))
+    ]  # fmt: skip
+
+
+def test_what_batches_are_multiples_of(tiny):
+    def multiple(devices, **settings):
+        config = pretend(tiny, 0, None, **settings).blueprint.config
+        return room.batch_multiple(config, devices)
+
+    assert multiple(1) == 2 and multiple(4) == 8
+    assert multiple(4, batch_size=48, micro_batch_size=12) == 24
+
+
+def test_programs_are_compiled_and_told(tiny):
+    flags = ["--config", str(tiny.config)]
+    config = command_line.parse(flags).config
+    mesh, said = Mesh(np.array(jax.devices()[:1]), ("data",)), []
+    blueprint = Blueprint(config, Classes(4), mesh)
+    case = Room(blueprint, 1024.0, said.append)
+    program, total = case.compile(config, "batch_size=8")
+    assert program is not None and total > 1024
+    assert said[0] == "compiling the training step with batch_size=8 ..."
+    assert "a device, does not fit (" in said[1]
+    assert not case.has(total) and Room(blueprint, None, said.append).has(total)
