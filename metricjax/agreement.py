@@ -15,8 +15,8 @@ from jax._src import distributed
 
 from metricjax.config import RunConfig, to_dict
 from metricjax.data.datasets import Dataset
+from metricjax.data.places import Place, open_place
 from metricjax.errors import InputError
-from metricjax.workdir import write_atomically
 
 _REMEDIES = {
     "settings": "start the same command on every host.",
@@ -73,22 +73,25 @@ def check_same(config: RunConfig, dataset: Dataset) -> None:
             raise InputError(f"{_told(topic, *odd)}: {_REMEDIES[topic]}")
 
 
-def check_shared(workdir: Path) -> None:
+def check_shared(workdir: Path | str) -> None:
     """Check that every host sees what host 0 writes into the workdir.
+
+    Args:
+      workdir: a directory, or the address of one in a bucket.
 
     Raises:
       InputError: one does not; on every host, with the same sentence.
     """
     hosts = exchange("token", uuid.uuid4().hex)
     writer, token = hosts[0]
-    path, first = workdir / f".{token}", _is_first()
     if len(hosts) == 1:
         return
+    place, file, first = open_place(workdir), f".{token}", _is_first()
+    if first:
+        place.write(file, b"Do the hosts share this directory?\n")
     try:
-        if first:
-            write_atomically(path, "Do the hosts share this directory?\n")
         exchange("written", None)
-        for name, seen in exchange("seen", _appears(path)):
+        for name, seen in exchange("seen", _appears(place, file)):
             if not seen:
                 raise InputError(
                     f"--workdir {workdir}: {name} does not see what {writer} writes "
@@ -96,16 +99,16 @@ def check_shared(workdir: Path) -> None:
                 )
     finally:
         if first:
-            path.unlink(missing_ok=True)
+            place.remove(file)
 
 
 def _is_first() -> bool:
     return distributed.global_state.process_id == 0
 
 
-def _appears(path: Path) -> bool:
+def _appears(place: Place, name: str) -> bool:
     until = time.monotonic() + _SHARING
-    while not path.exists():
+    while place.read(name) is None:
         if time.monotonic() > until:
             return False
         time.sleep(0.1)

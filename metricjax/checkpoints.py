@@ -47,11 +47,13 @@ class Checkpoints:
     Args:
       directory: created when the first checkpoint is saved.
       metric: the validation metric that `best` goes by, larger is better.
+      own: whether each host has such a directory for itself; then the first alone saves
+        into its own. By default all share one.
     """
 
-    def __init__(self, directory: Path, metric: str):
+    def __init__(self, directory: Path, metric: str, own: bool = False):
         self._directory = Path(directory).absolute()
-        self._metric = metric
+        self._metric, self._own = metric, own
         _quieten_orbax()
         policy = preservation_policy.AnyPreservationPolicy(
             [
@@ -69,8 +71,9 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=lambda metrics: metrics[metric],
-                create=True,
+                create=not own,
                 cleanup_tmp_directories=True,
+                multiprocessing_options=_alone() if own else _together(),
             ),
         )
 
@@ -91,7 +94,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    # Of arrays that other hosts have as well, they write a part.
+                    state=ocp.args.StandardSave(host if self._own else state),
                     about=ocp.args.JsonSave({"sha256": digest(host)}),
                 ),
                 metrics=metrics,
@@ -159,7 +163,7 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         """Rename a checkpoint, so that it is one no more but still there."""
-        if jax.process_index() == 0:
+        if self._own or jax.process_index() == 0:
             aside = self._directory / f"{step}.unreadable"
             shutil.rmtree(aside, ignore_errors=True)
             (self._directory / str(step)).rename(aside)
@@ -189,6 +193,20 @@ class Checkpoints:
         if digest(to_host(restored["state"])) != restored["about"]["sha256"]:
             return None, "its digest does not fit what it holds"
         return restored["state"], ""
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """For a manager that knows of no other host."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index,
+        active_processes={index},
+        barrier_sync_key_prefix=f"host{index}",
+    )
+
+
+def _together() -> ocp.options.MultiprocessingOptions:
+    return ocp.options.MultiprocessingOptions()
 
 
 def _reason(error: BaseException) -> str:

@@ -1,11 +1,13 @@
 """The devices that a plan is made for: those that are here, or a TPU topology's."""
 
 import importlib.util
+import math
 import os
 from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from metricjax import mesh as meshes
@@ -159,7 +161,7 @@ def here() -> Place:
         memory, sharing = free_memory(), mesh.local_mesh.size
         said = f"{amount(memory)} free" if memory else "memory unknown"
         said += f", shared by {sharing}" if sharing > 1 else ""
-        memory = memory and memory / sharing
+        memory = memory and least(memory / sharing)
     else:
         memory = (device.memory_stats() or {}).get("bytes_limit")
         said = f"{amount(memory)} each" if memory else "memory unknown"
@@ -219,8 +221,17 @@ def free_memory() -> int | None:
         return None
 
 
+def least(value: float) -> float:
+    """The least of all hosts' values, so that they go on alike; all must ask."""
+    if jax.process_count() == 1:
+        return value
+    return float(multihost_utils.process_allgather(np.float32(value)).min())
+
+
 def amount(size: float) -> str:
     """Bytes in words."""
+    if not math.isfinite(size):
+        return "too much"
     if size < 2**30:
         return f"{size / 2**20:.3g} MiB"
     return f"{size / 2**30:.3g} GiB"

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib.util
 import inspect
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 from ml_collections import ConfigDict
 
 from metricjax.config import RunConfig, from_config_dict
+from metricjax.data.places import local_path
 from metricjax.errors import InputError, suggestion
 
 MODES = ("train", "plan")
@@ -30,7 +32,7 @@ class Options:
       config: the settings.
       config_dict: the same as the config file and the overrides left it.
       name: the config file's name, with its variant.
-      workdir: the run's directory.
+      workdir: the run's directory, or the address of one in a bucket.
       mode: what to do, one of `MODES`.
       print_config: print the settings and do nothing else.
     """
@@ -38,7 +40,7 @@ class Options:
     config: RunConfig
     config_dict: ConfigDict
     name: str
-    workdir: Path
+    workdir: Path | str
     mode: str
     print_config: bool
 
@@ -85,10 +87,22 @@ def parse(arguments: list[str]) -> Options:
         config=from_config_dict(config),
         config_dict=config,
         name=name,
-        workdir=Path(known.workdir or Path("runs") / name),
+        workdir=_workdir(known.workdir) if known.workdir else Path("runs") / name,
         mode=known.mode,
         print_config=known.print_config,
     )
+
+
+def _workdir(text: str) -> Path | str:
+    """A directory of this machine as a path; an address elsewhere as it is."""
+    kind = re.match(r"([a-z][a-z0-9]+):/(?!/)", text)
+    if kind:
+        raise InputError(
+            f"--workdir {text} is neither a directory nor an address: write "
+            f"{kind[1]}:// with two strokes."
+        )
+    path = local_path(text)
+    return text if path is None else path
 
 
 def _separate(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

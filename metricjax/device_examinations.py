@@ -112,16 +112,16 @@ def hosts() -> Finding:
 
 
 def sharing(workdir: str) -> Finding | None:
-    """Do all hosts see the same workdir? None if it is not there yet, or a bucket."""
+    """Do all hosts see the same workdir? None if it is not there yet."""
     path = local_path(workdir)
-    is_there = path is not None and path.is_dir()
+    is_there = path is None or path.is_dir()  # A bucket needs no directories.
     said = agreement.exchange("workdir", is_there)
     lacking = [host for host, has in said if not has]
     if len(said) == 1 or len(lacking) == len(said):
         return None
     if not lacking:
         try:
-            agreement.check_shared(path)
+            agreement.check_shared(workdir)
             return Finding("sharing", OK, f"all hosts see what is in {workdir}")
         except InputError as error:
             return Finding("sharing", FAILED, brief(error))

@@ -10,9 +10,6 @@ from metricjax.journal import Clock, Journal
 from metricjax.run import Run
 from metricjax.step import TrainState
 
-# How far the host runs ahead of the devices, in steps.
-_AHEAD = 2
-
 
 class Meter:
     """Metrics of the steps on their way from the devices to the journal.
@@ -78,7 +75,7 @@ class Meter:
         """
         self._pending.append((done, metrics, self._batch))
         self._state = state
-        if len(self._pending) > _AHEAD:
+        if len(self._pending) > mesh.AHEAD:
             self._read(*self._pending.pop(0))
 
     def drain(self) -> None:

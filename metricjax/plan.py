@@ -10,7 +10,6 @@ import os
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from metricjax.data import benchmarks
 from metricjax.data.datasets import Dataset, Split
 from metricjax.data.samplers import OF_CLASSES
 from metricjax.data.sampling import least_images
-from metricjax.room import Room
+from metricjax.room import Room, size_of
 from metricjax.run import Run, open_data
 from metricjax.trial import Trial, run_steps, search_seconds
 
@@ -122,7 +121,7 @@ class _Plan:
     def _tell_lengths(self) -> None:
         run, config = self._run, self._run.config
         epochs = config.steps / run.sampler.steps_per_epoch
-        state = amount(_size(run.abstract_state))
+        state = amount(size_of(run.abstract_state))
         self._say(
             f"run: {config.steps} steps = {epochs:.3g} epochs, "
             f"{self._evaluations} validations\n"
@@ -135,8 +134,8 @@ class _Plan:
 
     def _tell_memory(self, program, need: float) -> float:
         """Memory of one device against what it has; returns the temporaries."""
-        state = _size(self._run.abstract_state)
-        batch = _size(self._run.blueprint.abstract_batch) / self._devices
+        state = size_of(self._run.abstract_state)
+        batch = size_of(self._run.blueprint.abstract_batch) / self._devices
         found = program and programs.memory(program)
         temporaries = found.temporaries if found else need - state - batch
         rest = f", results {amount(found.outputs)}" if found and found.outputs else ""
@@ -265,13 +264,6 @@ class _Plan:
             most = int((np.bincount(run.train.labels) >= least).sum()) * each
         remembered = config.objective.memory.size
         return min(most, remembered) if remembered else most
-
-
-def _size(tree: Any) -> int:
-    """Bytes of arrays, or of their shapes."""
-    return sum(
-        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
 
 
 def _time(seconds: float) -> str:

@@ -50,8 +50,17 @@ def place() -> Path:
     Raises:
       RuntimeError: there is no home.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(home) / "metricjax" / "programs" / _processor()
+    return home() / "programs" / _processor()
+
+
+def home() -> Path:
+    """Metricjax's own directory in the user's cache directory, there or not.
+
+    Raises:
+      RuntimeError: there is no home.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(caches) / "metricjax"
 
 
 def _processor() -> str:

@@ -47,16 +47,25 @@ def memory(program: jax.stages.Compiled) -> Memory | None:
     )
 
 
-def needed(error: Exception) -> int | None:
+def needed(error: Exception, arguments: int) -> int | None:
     """The bytes that a program would need which a compiler refused as too large.
 
     TPU's compiler knows the memory of its chips and refuses what they cannot hold.
+
+    Args:
+      error: what it said.
+      arguments: bytes of what the program is given.
+
+    Returns:
+      All that it needs; None where the compiler does not say.
     """
-    said = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
+    whole = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
+    rest = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", str(error))
+    said = whole or rest
     if said is None:
         return None
-    power = " KMGT".index(said[2] or " ")
-    return int(float(said[1]) * 1024**power)
+    size = int(float(said[1]) * 1024 ** " KMGT".index(said[2] or " "))
+    return size if whole else size + arguments
 
 
 def moved(program: jax.stages.Compiled, flops: float) -> float:

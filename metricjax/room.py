@@ -45,14 +45,16 @@ class Room:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            program, total = None, float(programs.needed(error) or math.inf)
+            given = size_of(blueprint.abstract_state)
+            given += size_of(blueprint.abstract_batch) // blueprint.mesh.size
+            program = None
+            total = float(programs.needed(error, given) or math.inf)
         else:
             found = programs.memory(program)
             total = float(found.total) if found else 0.0
         seconds = time.perf_counter() - began
         verdict = "fits" if program and self.has(total) else "does not fit"
-        need = amount(total) if math.isfinite(total) else "too much"
-        self.say(f"  {need} a device, {verdict} ({seconds:.0f} s)")
+        self.say(f"  {amount(total)} a device, {verdict} ({seconds:.0f} s)")
         return program, total if program else max(total, self.limit or 0.0) + 1
 
     def has(self, total: float) -> bool:
@@ -73,8 +75,8 @@ class Room:
           Batch and bytes; (0, 0) where none of those tried fits.
         """
         config = self.blueprint.config
-        state = sum(leaf.size * leaf.dtype.itemsize for leaf in _leaves(self.blueprint))
-        points = {0: float(state), config.batch_size: need}
+        state = float(size_of(self.blueprint.abstract_state))
+        points = {0: state, config.batch_size: need}
         multiple = batch_multiple(config, self.blueprint.mesh.size)
         for _ in range(tries):
             guess = _next(points, self.limit, multiple, most)
@@ -153,5 +155,6 @@ def _on_line(points: dict[int, float], limit: float, most: int) -> int:
     return int(first + (limit - points[first]) / slope) if slope > 0 else most
 
 
-def _leaves(blueprint: Blueprint):
-    return jax.tree.leaves(blueprint.abstract_state)
+def size_of(tree: Any) -> int:
+    """Bytes of arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import jax
 
-from metricjax import agreement, analyses, judging, mesh, step
-from metricjax.checkpoints import Checkpoints, digest
+from metricjax import agreement, analyses, bucket, judging, mesh, step
+from metricjax.checkpoints import digest
 from metricjax.config import RunConfig, to_dict
 from metricjax.data import pipeline
 from metricjax.errors import disk_errors
@@ -24,13 +24,13 @@ from metricjax.run import Run
 from metricjax.workdir import claim, write_atomically
 
 
-def train(config: RunConfig, workdir: Path, name: str) -> bool:
+def train(config: RunConfig, workdir: Path | str, name: str) -> bool:
     """Train, or go on training, and finish with results.json and report.html.
 
     Args:
       config: the settings.
-      workdir: the run's directory; made if absent, resumed from if it holds a run of
-        the same settings.
+      workdir: the run's directory, or the address of one in a bucket; made if absent,
+        resumed from if it holds a run of the same settings.
       name: what to call the config in results and report.
 
     Returns:
@@ -40,22 +40,30 @@ def train(config: RunConfig, workdir: Path, name: str) -> bool:
       InputError: whatever the user can mend.
     """
     began = time.perf_counter()
-    run = Run.open(config, workdir)
+    say = print if jax.process_index() == 0 else _silent
+    with bucket.opened(workdir, config, say) as place:
+        finished = _train(config, place, name, began, say)
+        if finished:
+            place.finish()
+    return finished
+
+
+def _train(config, place, name, began, say) -> bool:
+    run, workdir = Run.open(config, place.path), place.path
     agreement.check_same(config, run.dataset)
     first = jax.process_index() == 0
-    say = print if first else _silent
     run.introduce(say)
     floor = judging.pixel_floor(run.dataset.test, run.transform, run.skipped)
     say(f"raw pixels, nearest neighbour by cosine: Recall@1 {floor:.3f}")
     if first:
         claim(workdir, config)
-    agreement.check_shared(workdir)
-    select_by = config.evaluation.select_by
-    with Checkpoints(workdir / "checkpoints", select_by) as checkpoints:
+        place.push()
+    agreement.check_shared(place.address)
+    with place.checkpoints(config.evaluation.select_by) as checkpoints:
         restored = checkpoints.restore_latest(run.abstract_state, say)
         start, state = restored or (0, run.init_state())
         if start >= config.steps and (workdir / "report.html").exists():
-            say(f"this run is complete\nreport: {workdir / 'report.html'}")
+            say(f"this run is complete\nreport: {place.address}/report.html")
             return True
         if restored:
             say(f"resuming after step {start} of {config.steps}")
@@ -65,7 +73,7 @@ def train(config: RunConfig, workdir: Path, name: str) -> bool:
             return False
         checkpoints.wait()
         selected = checkpoints.restore_best(run.abstract_state, say)
-        _finish(run, state, selected, floor, name, began, say)
+        _finish(run, state, selected, floor, name, began, lambda s: say(place.shown(s)))
     return True
 
 

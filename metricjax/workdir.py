@@ -23,15 +23,31 @@ def check_owner(workdir: Path, config: RunConfig) -> None:
     """
     path = workdir / "config.json"
     try:
-        if not path.exists():
-            return
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes() if path.exists() else None
+    except OSError as error:
+        raise _unreadable(workdir, error) from error
+    check_config(text, workdir, config)
+
+
+def check_config(text: bytes | None, workdir: Path | str, config: RunConfig) -> None:
+    """Check that a config.json is absent or of these settings.
+
+    Args:
+      text: its content.
+      workdir: where it lies: a directory, or the address of one in a bucket.
+      config: the settings.
+
+    Raises:
+      InputError: it is of another config, or unreadable.
+    """
+    if text is None:
+        return
+    try:
+        theirs = json.loads(text.decode())
         if not isinstance(theirs, dict):
             raise ValueError("it holds no settings")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): choose another --workdir."
-        ) from error
+    except ValueError as error:
+        raise _unreadable(workdir, error) from error
     differences = _differences(theirs, _as_json(config))
     if differences:
         changes = [f"{name}: {old!r} -> {new!r}" for name, old, new in differences]
@@ -57,6 +73,12 @@ def claim(workdir: Path, config: RunConfig) -> None:
         raise InputError(
             f"--workdir {workdir} cannot be used ({error}): choose another directory."
         ) from error
+
+
+def _unreadable(workdir: Path | str, error: Exception) -> InputError:
+    return InputError(
+        f"{workdir}/config.json cannot be read ({error}): choose another --workdir."
+    )
 
 
 def _as_json(config: RunConfig) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def test_the_defaults_list_every_setting():
         ({"steps": 0}, ["config.steps is 0", "1 or more"]),
         ({"eval_every": -5}, ["config.eval_every is -5", "1 or more"]),
         ({"seed": -1}, ["config.seed is -1", "0 or more"]),
+        ({"host_timeout": 1.0}, ["config.host_timeout is 1.0", "5 seconds or more"]),
         ({"data__threads": -1}, ["config.data.threads is -1", "0 or more"]),
         ({"data__cache_gib": -1.0}, ["config.data.cache_gib is -1.0", "0 or more"]),
         ({"evaluation__bootstrap": 0}, ["config.evaluation.bootstrap", "1 or more"]),

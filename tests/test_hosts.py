@@ -1,6 +1,5 @@
 """Several hosts: lost ones, failing ones, those that differ, those asked to stop."""
 
-import contextlib
 import json
 import os
 import re
@@ -17,11 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from metricjax import agreement, hosts
-from metricjax.config import RunConfig
-from metricjax.data.datasets import Dataset, Split
+from metricjax import hosts
 from metricjax.errors import InputError
-from metricjax.objectives import ObjectiveConfig, Term
 
 COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -232,83 +228,9 @@ def test_a_host_that_was_halted_itself_blames_nobody(trio, monkeypatch):
     assert trio.ended == {}
 
 
-CONFIG = RunConfig(ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.2})}))
-
-
-def dataset(names=("a", "b"), labels=(0, 1), fingerprint=""):
-    split = Split(np.array(labels), ("x", "y"), names, reader=lambda i: None)
-    return Dataset("folder", split, split, fingerprint=fingerprint)
-
-
-def told_of(monkeypatch, topic, *changes):
-    """The sentence of `check_same` where hosts report facts with those changes."""
-
-    def exchange(asked, facts):
-        changed = [facts | (c if asked == topic else {}) for c in changes]
-        return [(f"host {i} (h{i})", facts) for i, facts in enumerate(changed)]
-
-    monkeypatch.setattr(agreement, "exchange", exchange)
-    with pytest.raises(InputError) as caught:
-        agreement.check_same(CONFIG, dataset())
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("topic", "change", "words"),
-    [
-        ("settings", {"seed": 3}, "config.seed is 3 and 0"),
-        ("settings", {"data.name": "cub"}, "config.data.name is 'cub' and 'glyphs'"),
-        ("data", {"images and labels": "other"}, "images and labels"),
-        ("code", {"losses/n_pair.py": "other"}, "losses/n_pair.py"),
-        ("code", {"own.py": "one file more"}, "own.py"),
-        ("versions", {"jax": "0.1"}, f"jax 0.1 and {jax.__version__}"),
-    ],
-)
-def test_which_host_differs_in_what(monkeypatch, topic, change, words):
-    sentence = told_of(monkeypatch, topic, {}, change)
-    assert sentence.startswith(f"host 1 (h1) has other {topic} than host 0 (h0) (")
-    assert f"({words}): " in sentence and "every host" in sentence
-    # Most are taken to be right.
-    sentence = told_of(monkeypatch, topic, change, {}, {})
-    assert sentence.startswith(f"host 0 (h0) has other {topic} than host 1 (h1) (")
-
-
-def test_data_that_differ_have_other_digests():
-    digests = {
-        agreement._digest_of_data(data)
-        for data in (
-            dataset(),
-            dataset(names=("a", "c")),
-            dataset(labels=(1, 0)),
-            dataset(fingerprint="1"),
-            dataset(fingerprint="2"),
-        )
-    }
-    assert len(digests) == 5
-    assert agreement._digest_of_data(dataset()) in digests
-    moved = dataset(names=("/there/a", "/there/b"), fingerprint="1")
-    assert agreement._digest_of_data(moved) in digests
-
-
-def test_settings_that_a_host_may_have_for_itself(monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        agreement,
-        "exchange",
-        lambda topic, facts: seen.setdefault(topic, [("host 0", facts)]),
-    )
-    agreement.check_same(CONFIG, dataset())
-    settings = seen["settings"][0][1]
-    assert "seed" in settings and "data.name" in settings
-    assert "data.root" not in settings and "data.threads" not in settings
-
-
-def test_one_host_has_nothing_to_agree_on(tmp_path):
-    assert agreement.exchange("topic", 1) == [("host 0", 1)]
-    agreement.check_same(CONFIG, dataset())
-    agreement.check_shared(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    with hosts.watched(60), contextlib.suppress(InputError):
+def test_one_host_is_not_watched():
+    """An error leaves as it is, and the process lives."""
+    with pytest.raises(InputError, match="as it is"), hosts.watched(60):
         raise InputError("as it is")
 
 
@@ -458,7 +380,8 @@ journal.Journal.record = record
 )
 def test_a_run_goes_on_elsewhere_with_the_very_next_batch(tiny, tmp_path, places):
     """Moved to other (hosts, devices of each) soon after step 2 and step 8."""
-    settings = ("steps=12", "eval_every=12", "log_every=1")
+    # Adam would make as much of a gradient of nothing but rounding as of any other.
+    settings = ("steps=12", "eval_every=12", "log_every=1", "optimizer.method=sgd")
 
     def run(workdir, place, before=""):
         count, devices = place
@@ -479,12 +402,11 @@ def test_a_run_goes_on_elsewhere_with_the_very_next_batch(tiny, tmp_path, places
             moved.append(int(re.search(r"stopped after step (\d+)", said)[1]))
     went = losses_of(tmp_path / "moved")
     assert list(went) == list(left) == list(range(1, 13))
+    assert moved[0] < moved[1] < 12
     for step, loss in went.items():
-        # After a move, the same but for rounding; from then on rounding adds up.
-        near = 1e-5 if step - 1 in moved[:1] else 1e-3
-        assert loss == pytest.approx(left[step], rel=near)
+        assert loss == pytest.approx(left[step], rel=1e-5), step
     ours, theirs = (
         load_file(tmp_path / name / "model.safetensors") for name in ("moved", "left")
     )
     for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(ours[name], array, rtol=1e-4, atol=1e-6)

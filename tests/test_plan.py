@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from metricjax import chips, command_line, plan, programs
+from metricjax import chips, command_line, plan, programs, room
 from metricjax.blueprint import Blueprint
 from metricjax.chips import Figures
 from metricjax.errors import InputError
@@ -184,7 +184,7 @@ def test_flops_count_every_turn_of_a_loop(tiny):
     assert whole.step_flops() == pytest.approx(3 * forward, rel=0.2)
     assert 0 < whole.loss_flops() < whole.step_flops()
     parameters = count_parameters(whole.abstract_state.variables)
-    assert plan._size(whole.abstract_state) == pytest.approx(12 * parameters, rel=0.1)
+    assert room.size_of(whole.abstract_state) == pytest.approx(12 * parameters, rel=0.1)
 
 
 @pytest.mark.slow

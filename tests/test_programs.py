@@ -104,9 +104,14 @@ def test_memory_counts_what_is_given_back_once():
             21.53 * 2**30,
         ),
         ("RESOURCE_EXHAUSTED: Used 900.0M of 500.0M hbm.", 900 * 2**20),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required "
+            "for HLO temporaries (28.72G) exceeds available HBM (15.75G).",
+            int(28.72 * 2**30) + 1000,
+        ),
         ("INTERNAL: something else", None),
     ],
 )
 def test_what_a_refused_program_would_need(message, size):
-    found = programs.needed(RuntimeError(message))
+    found = programs.needed(RuntimeError(message), 1000)
     assert found == (None if size is None else int(size))

@@ -148,3 +148,29 @@ def test_programs_are_compiled_and_told(tiny):
     assert said[0] == "compiling the training step with batch_size=8 ..."
     assert "a device, does not fit (" in said[1]
     assert not case.has(total) and Room(blueprint, None, said.append).has(total)
+
+
+@pytest.mark.parametrize(
+    ("message", "least"),
+    [("(28.00G) exceeds available HBM (15.75G)", 28 * 2**30), ("", math.inf)],
+)
+def test_a_program_that_is_refused_does_not_fit(tiny, monkeypatch, message, least):
+    """TPU's compiler refuses what its chips cannot hold; other errors are ours."""
+    config = command_line.parse(["--config", str(tiny.config)]).config
+    blueprint = Blueprint(config, Classes(4), Mesh(np.array(jax.devices()[:1]), "data"))
+    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for"
+
+    def refuse(self):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(Blueprint, "lower_train_step", refuse)
+    said += f" HLO temporaries {message}"
+    sentences = []
+    case = Room(blueprint, 16 * 2**30, sentences.append)
+    program, total = case.compile(config, "these settings")
+    assert program is None and total >= least and not case.has(total)
+    assert "does not fit" in sentences[1]
+    assert ("28 GiB a device" if message else "too much a device") in sentences[1]
+    said = "INTERNAL: Failed"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        case.compile(config, "these settings")

@@ -91,7 +91,11 @@ class Directory:
     def claimed(self) -> Iterator[Path]:
         with _told(self.root):
             self._path.mkdir(parents=True, exist_ok=True)
-        with _locked(self._path):
+        packing = (
+            f"Another process is packing into {self._path}: wait for it, or choose "
+            "another directory."
+        )
+        with locked(self._path, packing):
             yield self._path
 
     def put(self, file: Path, name: str) -> None:
@@ -109,7 +113,7 @@ class Bucket:
 
     def __init__(self, root: str):
         self.root = root
-        self._files, self._path = _file_system(root)
+        self._files, self._path = file_system(root)
 
     def names(self) -> list[str]:
         with _told(self.root):
@@ -164,16 +168,20 @@ class Bucket:
         return f"{self._path}/{name}"
 
 
-def _file_system(root: str):
-    """(fsspec file system, path in it)."""
+def file_system(root: str):
+    """(fsspec file system, path in it) of an address.
+
+    Raises:
+      InputError: it is of no known kind, or its package is not installed.
+    """
     try:
         import fsspec
 
         files, path = fsspec.core.url_to_fs(root)
     except ImportError as error:
         raise InputError(
-            f"{root} needs a package that is not installed ({error}): install "
-            "metricjax[remote] for gs://, or what fsspec wants for other addresses."
+            f"{root} needs a package that is not installed ({error}): for gs:// "
+            "pip install 'metricjax[remote]', for other addresses what fsspec wants."
         ) from error
     except Exception as error:  # Each kind of file system has exceptions of its own.
         raise InputError(
@@ -199,8 +207,12 @@ def _told(root: str) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Nobody else in here; the system lets go of the lock when the process ends."""
+def locked(directory: Path, in_use: str) -> Iterator[None]:
+    """Nobody else in here; the system lets go of the lock when the process ends.
+
+    Raises:
+      InputError: with the sentence `in_use`, if another process is in here.
+    """
     import fcntl
 
     handle = os.open(directory, os.O_RDONLY)
@@ -208,10 +220,7 @@ def _locked(directory: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(handle)
-        raise InputError(
-            f"Another process is packing into {directory}: wait for it, or choose "
-            "another directory."
-        ) from error
+        raise InputError(in_use) from error
     except OSError:
         pass  # Some file systems have no locks; then two writers are the user's care.
     try:

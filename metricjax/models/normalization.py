@@ -39,7 +39,7 @@ def normalize(
 
 def _forward(features, scale, bias, epsilon):
     wide = features.astype(jnp.float32)
-    count = features.size // features.shape[-1]
+    count = float(features.size // features.shape[-1])  # may be beyond int32
     sums, squares = channel_sums(wide, jnp.square(wide))
     mean = sums / count
     var = jnp.maximum(squares / count - jnp.square(mean), 0.0)
@@ -52,7 +52,7 @@ def _forward(features, scale, bias, epsilon):
 def _backward(epsilon, residuals, cotangents):
     features, scale, mean, inverse = residuals
     wide, slopes = features.astype(jnp.float32), cotangents[0]
-    count = features.size // features.shape[-1]
+    count = float(features.size // features.shape[-1])  # may be beyond int32
     sums, products = channel_sums(slopes, slopes * wide)
     to_scale = (products - mean * sums) * inverse
     # The slope less its mean and less what lies along the normalised features.

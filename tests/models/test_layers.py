@@ -183,6 +183,18 @@ def _normalize(features, train, **options):
     return variables, *norm.apply(variables, features, train, mutable=["batch_stats"])
 
 
+def test_batch_norm_counts_beyond_32_bits():
+    """A pod's batch of 262,144 images has 3.3e9 pixels in its largest maps."""
+    norm, maps = layers.BatchNorm(), jax.ShapeDtypeStruct((2**18, 112, 112, 4), "f4")
+    variables = jax.eval_shape(norm.init, jax.random.key(0), maps)
+
+    def total(variables, maps):
+        return norm.apply(variables, maps, train=True, mutable=["batch_stats"])[0].sum()
+
+    found = jax.eval_shape(jax.grad(total, argnums=1), variables, maps)
+    assert found.shape == maps.shape
+
+
 def test_batch_norm_uses_and_updates_statistics():
     features = np.random.default_rng(5).normal(2.0, 3.0, size=(6, 3, 3, 2))
     variables, got, update = _normalize(jnp.asarray(features, jnp.float32), True)
