@@ -115,7 +115,9 @@ class InBucket(Workdir):
         self._worker = ThreadPoolExecutor(1)
         self._pending: Future | None = None
         with disk_errors(copy):
-            _empty(copy, but=_CHECKPOINTS)
+            for path in copy.iterdir():
+                if path.name != _CHECKPOINTS:
+                    _remove(path)
         there = set(_READ) & set(store.find(""))
         store.get(sorted(there), copy)
         self.pull_checkpoints()
@@ -221,7 +223,7 @@ class InBucket(Workdir):
             for path in list(directory.iterdir()):
                 step = int(path.name) if path.name.isdecimal() else None
                 if step not in wanted or _contents(path) != wanted[step]:
-                    shutil.rmtree(path)
+                    _remove(path)
         for step, files in wanted.items():
             if (directory / str(step)).exists():
                 continue
@@ -237,10 +239,13 @@ class InBucket(Workdir):
                 )
 
     def _listed(self, step: int) -> dict[str, Any]:
+        """What a marker says; nothing if it makes no sense."""
         try:
-            return dict(json.loads(self._store.read(_marker(step)) or b"{}"))
+            files = dict(json.loads(self._store.read(_marker(step)) or b"{}"))
         except (ValueError, TypeError):
             return {}
+        is_inside = (f.startswith(f"{step}/") and ".." not in f for f in files)
+        return files if all(is_inside) else {}
 
 
 class _Pushed(Checkpoints):
@@ -301,9 +306,8 @@ def _contents(directory: Path) -> dict[str, list]:
     return found
 
 
-def _empty(directory: Path, but: str) -> None:
-    for path in directory.iterdir():
-        if path.is_dir() and path.name != but:
-            shutil.rmtree(path)
-        elif path.name != but:
-            path.unlink()
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -214,20 +214,21 @@ def _bucket(check: str, root: str, writes: bool) -> Finding:
 def _ask_bucket(check: str, root: str, writes: bool) -> Finding:
     from metricjax.data.places import open_place
     from metricjax.errors import InputError
+    from metricjax.store import Store
 
     try:
-        place = open_place(root)
         if not writes:
-            names = len(place.names())
+            names = len(open_place(root).names())
             if not names:
                 return Finding(check, FAILED, f"{root} is empty: name another")
             return Finding(check, OK, f"{root} holds {names:,} names")
+        place = Store(root, patient=False)
         name = f".metricjax-{os.getpid()}-{time.time_ns()}"
         place.write(name, b"doctor")
         try:
             is_same = place.read(name) == b"doctor"
         finally:
-            place.remove(name)
+            place.remove([name])
     except InputError as error:
         return Finding(check, FAILED, brief(error))
     if not is_same:

@@ -20,13 +20,15 @@ class Store:
 
     Args:
       address: anything that fsspec opens, such as gs://bucket/directory.
+      patient: whether to try again what fails, for about a minute.
 
     Raises:
       InputError: the address is of no known kind, or its package is not installed.
     """
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, patient: bool = True):
         self.address = address.rstrip("/")
+        self._waits = _WAITS if patient else ()
         self._files, self._root = file_system(address)
         if not self._root.strip("/"):
             raise InputError(
@@ -94,7 +96,7 @@ class Store:
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """The value of a call that is made again where that may help."""
-        for wait in (*_WAITS, None):
+        for wait in (*self._waits, None):
             try:
                 with disk_errors(Path(self.address)):
                     return call()

@@ -1,0 +1,112 @@
+"""Files of a bucket: patience, and sentences for what no patience mends."""
+
+import pytest
+
+from metricjax import store
+from metricjax.errors import InputError
+
+fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture
+def files(monkeypatch):
+    """A store in memory, and what fsspec has of it."""
+    memory = fsspec.filesystem("memory")
+    monkeypatch.setattr(store, "_WAITS", (0.0, 0.0))
+    yield store.Store("memory://tests/run/"), memory
+    if memory.exists("/tests"):
+        memory.rm("/tests", recursive=True)
+
+
+def test_what_is_written_is_found_read_and_removed(files, tmp_path):
+    place, memory = files
+    assert place.find("") == [] and place.read("a.json") is None
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "b").write_bytes(b"b")
+    (tmp_path / "in" / "deep" / "c").write_bytes(b"")
+    place.write("a.json", b"{}")
+    place.put(tmp_path / "in", ["b", "deep/c"])
+    assert place.find("") == ["a.json", "b", "deep/c"]
+    assert place.find("deep") == ["deep/c"] and place.find("nowhere") == []
+    assert memory.cat_file("/tests/run/b") == b"b"
+    place.get(["b", "deep/c"], tmp_path / "out")
+    assert (tmp_path / "out" / "b").read_bytes() == b"b"
+    assert (tmp_path / "out" / "deep" / "c").read_bytes() == b""
+    place.remove(["b", "b", "nowhere"])
+    assert place.find("") == ["a.json", "deep/c"] and place.read("a.json") == b"{}"
+
+
+def failing(error, times):
+    """A call that raises so often, and a list of the calls."""
+    calls = []
+
+    def call(*_, **__):
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+
+    return call, calls
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_what_passes_is_tried_again(files, monkeypatch, patient):
+    place, memory = files
+    place = store.Store(place.address, patient)
+    call, calls = failing(ConnectionError("reset by peer"), 2)
+    monkeypatch.setattr(memory, "pipe_file", call)
+    if patient:
+        place.write("a", b"")
+        assert len(calls) == 3
+    else:
+        with pytest.raises(InputError, match="reset by peer"):
+            place.write("a", b"")
+        assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "tries", "words"),
+    [
+        (
+            TimeoutError(),
+            3,
+            "(TimeoutError): see that this machine",
+        ),
+        (ConnectionError("no\nroute"), 3, "(no route): see that this machine"),
+        (OSError("Forbidden: o/b\nnot you"), 1, "not you): let this machine's account"),
+        (PermissionError("x"), 1, "gcloud auth application-default login"),
+        (RuntimeError("Anonymous caller, 401"), 1, "or log in"),
+        (FileNotFoundError("b/run"), 1, "is there such a bucket?"),
+        (NotImplementedError(), 1, "choose another --workdir"),
+    ],
+)
+def test_what_does_not_pass_is_a_sentence(files, monkeypatch, error, tries, words):
+    place, memory = files
+    call, calls = failing(error, 9)
+    monkeypatch.setattr(memory, "pipe_file", call)
+    with pytest.raises(InputError) as caught:
+        place.write("a", b"")
+    message = str(caught.value)
+    assert message.startswith("--workdir memory://tests/run cannot be used (")
+    assert words in message and "\n" not in message and message.endswith(".")
+    assert len(calls) == tries
+
+
+def test_a_full_disk_is_not_taken_for_the_bucket(files, monkeypatch, tmp_path):
+    place, memory = files
+    call, calls = failing(OSError(28, "No space left on device"), 9)
+    monkeypatch.setattr(memory, "get_file", call)
+    with pytest.raises(InputError, match="the disk is full"):
+        place.get(["a"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("memory://", "names no bucket"),
+        ("nosuch://bucket/run", "Protocol not known: nosuch"),
+    ],
+)
+def test_an_address_that_is_none(address, words):
+    with pytest.raises(InputError, match=words) as caught:
+        store.Store(address)
+    assert address in str(caught.value)
