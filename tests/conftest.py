@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import browser as browsers  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from tiny import Tiny  # noqa: E402
@@ -24,3 +25,10 @@ def quick():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless browser; skips where there is none. See tests/browser.py."""
+    with browsers.opened() as one:
+        yield one
