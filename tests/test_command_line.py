@@ -267,7 +267,13 @@ def test_help_is_readable_and_imports_nothing_heavy(flag, tmp_path):
     assert result.returncode == (0 if flag else 2)
     lines = result.stdout.splitlines()
     assert all(len(line) <= 88 for line in lines) and len(lines) < 50
-    for word in ("--config", "--workdir", "--mode plan", "--config.KEY=VALUE", "Exit code"):
+    for word in (
+        "--config",
+        "--workdir",
+        "--mode plan",
+        "--config.KEY=VALUE",
+        "Exit code",
+    ):
         assert word in result.stdout
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
-from metricjax.data.archives import Zip, is_clutter, neither
+from metricjax.data.archives import Archive, Zip, is_clutter, neither
 from metricjax.data.tar import HEAD_BYTES, Tar, looks_like_tar
 from metricjax.errors import InputError
 
@@ -58,7 +58,18 @@ def open_files(root: str | None) -> Files:
 
 
 def _open_archive(root: str) -> Files:
-    """What kind of archive it is is told by its content, not by its name."""
+    kind = archive_kind(root)
+    if kind is None:
+        raise neither(root)
+    return kind(root)
+
+
+def archive_kind(root: str) -> type[Archive] | None:
+    """What kind of archive a file is, by its content, not by its name; None: none.
+
+    Raises:
+      InputError: it cannot be read.
+    """
     try:
         with open(root, "rb") as file:
             head = file.read(HEAD_BYTES)
@@ -68,11 +79,11 @@ def _open_archive(root: str) -> Files:
             "a .tar that can."
         ) from error
     if looks_like_tar(head):
-        return Tar(root)
+        return Tar
     # A .zip may also follow a program that unpacks it.
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or zipfile.is_zipfile(root):
-        return Zip(root)
-    raise neither(root)
+        return Zip
+    return None
 
 
 def absent(files: Files, paths: Iterable[str]) -> list[str]:

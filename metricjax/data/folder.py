@@ -53,11 +53,11 @@ def open(
     reading.check_channels(channels)
     if records.is_packed(root):
         return records.open(root, channels=channels, closed_set=closed_set)
-    root, table_name = _table_of(root)
+    root, table_name = table_of(root)
     files = open_files(root)
     rows, notes = tables.rows_of(files, table_name)
     notes = [*files.notes, *notes]
-    rows, skipped = _only_images(files, rows, threads)
+    rows, skipped = only_images(files, rows, threads)
     if skipped:
         name, reason = skipped[0]
         notes.append(
@@ -73,14 +73,14 @@ def open(
     return Dataset("folder", train, test, tuple(skipped), tuple(notes), fingerprint)
 
 
-def _table_of(root: str | None) -> tuple[str | None, str | None]:
+def table_of(root: str | None) -> tuple[str | None, str | None]:
     """(root, name of the table): a root that is a .csv stands for its directory."""
     if root and str(root).lower().endswith(".csv") and os.path.isfile(root):
         return os.path.dirname(os.path.abspath(root)), os.path.basename(root)
     return root, None
 
 
-def _only_images(
+def only_images(
     files: Files, rows: list[Row], threads: int | None
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """The rows whose files begin like an image, and (path, reason) of the others."""

@@ -50,33 +50,40 @@ def sorted_names(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def rows_of(files: Files, table_name: str | None) -> tuple[list[Row], list[str]]:
+def rows_of(
+    files: Files, table_name: str | None, *, everything: bool = False
+) -> tuple[list[Row], list[str]]:
     """Every image that the table or the folders name, and notes.
 
     Args:
       files: the tree.
       table_name: of the table; None: labels.csv, if there is one.
+      everything: whether to keep what training has no use for: files in no class
+        folder, of class "", and images of a validation split beside a test split.
     """
     folders = files.entries("")[0]
     nested = [f"{folders[0]}/labels.csv"] if len(folders) == 1 else []
     for path in [table_name] if table_name else ["labels.csv", *nested]:
         if files.has(path):
-            return _read_table(files, path)
+            return _read_table(files, path, everything)
     if not files.paths:
         raise InputError(
             f"There is no file in data.root {files.root!r}: put images in."
         )
-    return _from_folders(files.paths)
+    return _from_folders(files.paths, everything)
 
 
-def _from_folders(paths: Sequence[str]) -> tuple[list[Row], list[str]]:
+def _from_folders(
+    paths: Sequence[str], everything: bool
+) -> tuple[list[Row], list[str]]:
     """Class = the folder an image lies in, named by its path below the root."""
     tops = {path.split("/")[0] for path in paths if "/" in path}
     top = f"{tops.pop()}/" if len(tops) == 1 else ""
     if not any("/" in path.removeprefix(top) for path in paths):
         top = ""
     folders = {path: path.removeprefix(top).rpartition("/")[0] for path in paths}
-    folders = {path: folder for path, folder in folders.items() if folder}
+    if not everything:
+        folders = {path: folder for path, folder in folders.items() if folder}
     notes = []
     if len(folders) < len(paths):
         notes.append(
@@ -93,7 +100,7 @@ def _from_folders(paths: Sequence[str]) -> tuple[list[Row], list[str]]:
     for path, folder in folders.items():
         word, _, label = folder.partition("/")
         rows.append(Row(path, label, split=split_of[word]))
-    return _resolve_validation(rows, notes), notes
+    return rows if everything else _resolve_validation(rows, notes), notes
 
 
 def _split_word(word: str) -> str | None:
@@ -121,7 +128,9 @@ def _resolve_validation(rows: list[Row], notes: list[str]) -> list[Row]:
     ]
 
 
-def _read_table(files: Files, table: str) -> tuple[list[Row], list[str]]:
+def _read_table(
+    files: Files, table: str, everything: bool
+) -> tuple[list[Row], list[str]]:
     name = f"{files.root}/{table}"
     try:
         text = files.read(table).decode("utf-8-sig")
@@ -153,7 +162,7 @@ def _read_table(files: Files, table: str) -> tuple[list[Row], list[str]]:
                 f"{name} gives a split to some rows but not to {blank} others: fill "
                 "the column or remove it."
             )
-        if any(row.split == "validation" for row in rows):
+        if any(row.split == "validation" for row in rows) and not everything:
             rows = _resolve_validation(rows, notes)
     return rows, notes
 
