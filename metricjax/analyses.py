@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from metricjax.config import ModelConfig
 from metricjax.data import transforms
 from metricjax.data.datasets import Split, UnreadableImage
-from metricjax.judging import Embedded
+from metricjax.embedding import Embedded
 from metricjax.losses import embedding_expansion
 from metricjax.models import cgd, pooling
 from metricjax.reports import studies

@@ -1,30 +1,16 @@
 """A split's embeddings judged: who asks, who may be found, what raw pixels reach."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from metricjax.config import EvaluationConfig
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
+from metricjax.embedding import Embedded
 from metricjax.evaluation import neighbors, retrieval
 from metricjax.reports.page import Gallery
 
 # Side of the images whose pixels are compared, at most.
 _PIXEL_SIDE = 32
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """Embeddings of a split's images.
-
-    Attributes:
-      embeddings: float32 [n, d], unit length.
-      valid: bool [n], False for images that could not be read.
-    """
-
-    embeddings: np.ndarray
-    valid: np.ndarray
 
 
 def judge(

@@ -25,6 +25,7 @@ from metricjax.config import RunConfig
 from metricjax.cross_checks import check_devices
 from metricjax.data import datasets, pipeline, samplers, transforms
 from metricjax.data.sampling import Sampler
+from metricjax.embedding import Embedded, Embedder
 from metricjax.errors import InputError
 from metricjax.levels import Classes
 from metricjax.models import pretrained
@@ -191,42 +192,14 @@ class Run:
         )
 
     @cached_property
-    def _embed_step(self):
-        function = step.make_embed_step(self.model, self.config.data.transform)
-        everywhere, split = mesh.replicated(self.mesh), mesh.split(self.mesh)
-        return jax.jit(
-            lambda variables, batch: (
-                function(variables, batch["images"]),
-                batch["valid"],
-            ),
-            in_shardings=(everywhere, split),
-            out_shardings=everywhere,
-            compiler_options=mesh.compiler_options(),
-        )
+    def _embedder(self) -> Embedder:
+        batch_size = self.config.evaluation.batch_size
+        return Embedder(self.model, self.transform, self.mesh, batch_size)
 
-    def embed(self, variables: Any, split: datasets.Split) -> judging.Embedded:
+    def embed(self, variables: Any, split: datasets.Split) -> Embedded:
         """Embed every image of a split."""
-        rows, valid = [], []
-        with pipeline.test_batches(
-            split,
-            self.transform,
-            self.config.evaluation.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=self.config.data.threads,
-            skipped=self.skipped,
-        ) as batches:
-            for batch in batches:
-                wanted = {name: batch[name] for name in ("images", "valid")}
-                outputs = self._embed_step(
-                    variables, mesh.global_batch(self.mesh, wanted)
-                )
-                embeddings, readable = mesh.to_host(outputs)
-                rows.append(embeddings)
-                valid.append(readable)
-        count = len(split)
-        return judging.Embedded(
-            np.concatenate(rows)[:count], np.concatenate(valid)[:count]
+        return self._embedder.embed(
+            variables, split, threads=self.config.data.threads, skipped=self.skipped
         )
 
     def judge(self, variables: Any, split: datasets.Split, bootstrap: int) -> dict:

@@ -96,20 +96,69 @@ def save(path: str | Path, module: nn.Module, variables: Mapping[str, Any]) -> N
     Raises:
       InputError: the disk is full.
     """
+    names = _saved_names(module, list(flatten_dict(dict(variables))))
+    tensors = {}
+    for leaf, array in flatten_dict(dict(variables)).items():
+        array = _to_torch(np.asarray(array), leaf)
+        tensors[names[leaf]] = np.ascontiguousarray(array)
+    with disk_errors(Path(path)):
+        weight_files.write(path, tensors)
+
+
+def load_saved(
+    path: str | Path, module: nn.Module, *, image_shape: tuple[int, int, int]
+) -> dict[str, Any]:
+    """All variables of a module, as `save` wrote them; the same numbers.
+
+    Args:
+      path: the file.
+      module: the one that was saved.
+      image_shape: [h, w, c] that it was trained on.
+
+    Returns:
+      `{"params": ..., "batch_stats": ...}`, float32 numpy arrays.
+
+    Raises:
+      InputError: the file cannot be read, or is not of this module.
+    """
+    found = weight_files.read(path)
+    wanted = _shapes(module, image_shape)
+    names = _saved_names(module, list(wanted))
+    missing = [name for name in names.values() if name not in found]
+    surplus = found.keys() - set(names.values())
+    if missing or surplus:
+        lacks = f"lacks {_some(missing)}" if missing else f"has {_some(surplus)} besides"
+        raise InputError(
+            f"{path} does not hold the {type(module).__name__} that the settings "
+            f"describe: it {lacks}. Restore the file that was saved with them."
+        )
+    variables = {}
+    for leaf, shape in wanted.items():
+        array = _from_ours(found[names[leaf]], leaf)
+        if array.shape != shape.shape:
+            raise InputError(
+                f"{path}: {names[leaf]} is of shape {list(array.shape)} where the "
+                f"settings describe {list(shape.shape)}. Restore the file that was "
+                "saved with them."
+            )
+        variables[leaf] = np.ascontiguousarray(array)
+    return unflatten_dict(variables)
+
+
+def _saved_names(module, paths) -> dict[tuple[str, ...], str]:
+    """What `save` calls the variables at some paths, collection first."""
     backbone = _backbone_of(module)
     inside = () if module is backbone else ("backbone",)
     known = _leaves(backbone.clone(parent=None, name=None), (224, 224, 3))
-    tensors = {}
-    for (_, *names), array in flatten_dict(dict(variables)).items():
-        leaf = tuple(names)
+    names = {}
+    for path in paths:
+        leaf = path[1:]
         own = leaf[len(inside) :]
         if leaf == (*inside, *own) and own in known:
-            name = weight_names.own_name(backbone, own)
+            names[path] = weight_names.own_name(backbone, own)
         else:
-            name = HEAD + weight_names.plain(leaf)
-        tensors[name] = np.ascontiguousarray(_to_torch(np.asarray(array), leaf))
-    with disk_errors(Path(path)):
-        weight_files.write(path, tensors)
+            names[path] = HEAD + weight_names.plain(leaf)
+    return names
 
 
 def _backbone_of(module) -> Backbone:
@@ -199,6 +248,15 @@ def _to_torch(array, leaf):
     if array.ndim < 4:
         return np.swapaxes(array, -1, -2)
     return np.moveaxis(array, (-1, -2), (-4, -3))
+
+
+def _from_ours(array, leaf):
+    """The inverse of `_to_torch`."""
+    if leaf[-1] != "kernel":
+        return array
+    if array.ndim < 4:
+        return np.swapaxes(array, -1, -2)
+    return np.moveaxis(array, (-4, -3), (-1, -2))
 
 
 def _resized_positions(array, shape):

@@ -319,6 +319,24 @@ def test_a_whole_model_is_saved_for_others(resnet_arrays, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        CGD("SG", 8, num_classes=5, backbone=SMALL),
+        ABE(2, 8, backbone=SMALL, branch_after="layer2_1", attention_blocks=1),
+        MHeads(2, 8, backbone=SMALL, branch_after="layer2_1"),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_all_of_a_model_comes_back(module, tmp_path):
+    """Kernels of several heads too, which stand one behind the other."""
+    variables = _random(module, 32, 32, 3)
+    path = tmp_path / "model.safetensors"
+    pretrained.save(path, module, variables)
+    loaded = pretrained.load_saved(path, module, image_shape=(32, 32, 3))
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
 def test_own_networks_too(tmp_path):
     module = ConvNet(widths=(4, 8), whole=3)
     variables = _random(module, 16, 16, 1)
