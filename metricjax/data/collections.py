@@ -33,11 +33,10 @@ def open_collection(
 ) -> Split:
     """Opens images in a fixed order.
 
-    Of a folder or archive every image is taken, by the order of the paths, whose class
-    is the folder it lies in, "" at the top; with a labels.csv, the images it lists. Of
-    a text list, one path a line and relative to the list, every line is taken, and
-    what cannot be read raises `UnreadableImage` in its turn. A file of a folder that
-    does not begin like an image is left out.
+    Of a folder or archive every image is taken, in the order of the paths, and its
+    class is the folder it lies in, "" at the top; files that do not begin like an image
+    are left out. Of a labels.csv, or of a text list of paths relative to it, every line
+    is taken, whatever its file is: reading it may raise `UnreadableImage`.
 
     Args:
       source: a directory, .zip, .tar, labels.csv, packed set (`records.open`), text
@@ -105,14 +104,16 @@ def _anything(source: str, channels: int, say: Callable[[str], None]) -> Split:
         rows = [Row(line, label) for line, label in _labelled(lines)]
         return reading.make_split(Directory(directory or "."), rows, channels)
     files = open_files(root)
-    rows, notes = [], []
-    if table is not None or files.paths:
+    table = table or tables.table_in(files)
+    rows, notes, skipped = [], [], []
+    if table or files.paths:
         rows, notes = tables.rows_of(files, table, everything=True)
     notes = [*files.notes, *notes]
-    rows, skipped = folder.only_images(files, rows, None)
+    if not table:
+        rows, skipped = folder.only_images(files, rows, None)
     if not rows:
         raise InputError(
-            f"There is no image in {source!r} ({len(skipped)} files that are none): "
+            f"There is no image in {source!r} ({len(skipped)} other files): "
             "name a place with images."
         )
     if skipped:

@@ -61,16 +61,21 @@ def rows_of(
       everything: whether to keep what training has no use for: files in no class
         folder, of class "", and images of a validation split beside a test split.
     """
-    folders = files.entries("")[0]
-    nested = [f"{folders[0]}/labels.csv"] if len(folders) == 1 else []
-    for path in [table_name] if table_name else ["labels.csv", *nested]:
-        if files.has(path):
-            return _read_table(files, path, everything)
+    table_name = table_name or table_in(files)
+    if table_name:
+        return _read_table(files, table_name, everything)
     if not files.paths:
         raise InputError(
             f"There is no file in data.root {files.root!r}: put images in."
         )
     return _from_folders(files.paths, everything)
+
+
+def table_in(files: Files) -> str | None:
+    """The labels.csv at the root or in the only folder, if there is one."""
+    folders = files.entries("")[0]
+    nested = [f"{folders[0]}/labels.csv"] if len(folders) == 1 else []
+    return next(filter(files.has, ["labels.csv", *nested]), None)
 
 
 def _from_folders(

@@ -176,7 +176,7 @@ def test_what_is_refused(tmp_path):
     assert "does not exist" in refuse(tmp_path / "nowhere")
     assert "No images are named" in refuse(None)
     assert "There is no image in" in refuse(tmp_path / "empty")
-    assert "(1 files that are none)" in refuse(tmp_path / "texts")
+    assert "(1 other files)" in refuse(tmp_path / "texts")
     assert "must be all, train, test" in refuse(tmp_path, part="val")
     assert "channels is 2" in refuse(tmp_path, channels=2)
     assert "no option 'cropped'" in refuse(tmp_path, cropped=True)
