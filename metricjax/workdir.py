@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,18 @@ def _differences(theirs, mine, path="") -> list[tuple[str, Any, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file, then a rename.
+    """Write a file whole or not at all.
+
+    Raises:
+      InputError: the disk is full.
+    """
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary file that takes the place of `path` if nothing goes wrong.
 
     Raises:
       InputError: the disk is full.
@@ -108,7 +121,7 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
-            temporary.write_text(text, encoding="utf-8")
+            yield temporary
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

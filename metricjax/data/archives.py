@@ -95,6 +95,9 @@ class Zip(Archive):
             raise OSError("its checksum in the .zip is wrong")
         return content
 
+    def stamp(self, path: str) -> str:
+        return f"{self._members[path].file_size} {self._members[path].CRC:08x}"
+
     def _read_rare(self, member: zipfile.ZipInfo, limit: int | None) -> bytes:
         """Other compressions: the standard library opens the archive once more."""
         try:

@@ -213,6 +213,10 @@ class _Joined:
         split, index = self._of(index)
         return split.encoded(index)
 
+    def stamp(self, index: int) -> str:
+        split, index = self._of(index)
+        return split.stamp(index)
+
     def _of(self, index: int) -> tuple[Split, int]:
         if index < len(self.first):
             return self.first, index

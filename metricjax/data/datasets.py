@@ -6,6 +6,7 @@ where one function opens several kinds, their `name` is its first parameter.
 """
 
 import functools
+import hashlib
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
@@ -58,7 +59,8 @@ class Split:
       is_gallery: bool [n], whether evaluation may find the image.
       names: what to call image i in messages and reports: its path.
       reader: `reader(i) -> uint8 [h, w, channels]`; callable from many threads;
-        raises `UnreadableImage`. One that reads files has `encoded(i)` too.
+        raises `UnreadableImage`. One that reads files has `encoded(i)` and `stamp(i)`
+        too.
     """
 
     labels: np.ndarray
@@ -119,6 +121,11 @@ class Split:
         """
         return _encoded(self.reader, int(index))
 
+    def stamp(self, index: int) -> str:
+        """A text that is another one where the image is: of its file's size and time of
+        change or checksum; where there is no file, of its pixels."""
+        return _stamp(self.reader, int(index))
+
     def subset(self, indices: np.ndarray) -> "Split":
         """The images `indices` in that order, their classes renumbered densely."""
         indices = np.asarray(indices)
@@ -160,9 +167,19 @@ class _Renumbered:
     def encoded(self, index: int) -> bytes | None:
         return _encoded(self.reader, int(self.indices[index]))
 
+    def stamp(self, index: int) -> str:
+        return _stamp(self.reader, int(self.indices[index]))
+
 
 def _encoded(reader: Callable[[int], np.ndarray], index: int) -> bytes | None:
     return reader.encoded(index) if hasattr(reader, "encoded") else None
+
+
+def _stamp(reader: Callable[[int], np.ndarray], index: int) -> str:
+    if hasattr(reader, "stamp"):
+        return reader.stamp(index)
+    pixels = reader(index)
+    return f"{pixels.shape} {hashlib.sha256(pixels.tobytes()).hexdigest()}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,6 +35,9 @@ class Files(Protocol):
     def read(self, path: str, limit: int | None = None) -> bytes:
         """The content, or its first bytes; raises OSError."""
 
+    def stamp(self, path: str) -> str:
+        """A text that is another one where the content is; raises OSError."""
+
 
 def open_files(root: str | None) -> Files:
     """The files under a directory or in an archive.
@@ -142,3 +145,7 @@ class Directory:
     def read(self, path: str, limit: int | None = None) -> bytes:
         with open(os.path.join(self.root, path), "rb") as file:
             return file.read(-1 if limit is None else limit)
+
+    def stamp(self, path: str) -> str:
+        status = os.stat(os.path.join(self.root, path))
+        return f"{status.st_size} {status.st_mtime_ns}"

@@ -86,6 +86,13 @@ class _Reader:
     def encoded(self, index: int) -> bytes | None:
         return self._content(index) if self.boxes is None else None
 
+    def stamp(self, index: int) -> str:
+        try:
+            stamp = self.files.stamp(self.paths[index])
+        except OSError:
+            stamp = "not to be read"
+        return stamp if self.boxes is None else f"{stamp} {self.boxes[index].tolist()}"
+
     def _content(self, index: int) -> bytes:
         path = self.paths[index]
         try:

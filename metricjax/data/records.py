@@ -212,3 +212,6 @@ class _Reader:
             return self.shards.read(self.first + index)
         except DamagedRecord as error:
             raise UnreadableImage(self.names[index], str(error)) from error
+
+    def stamp(self, index: int) -> str:
+        return self.shards.stamp(self.first + index)

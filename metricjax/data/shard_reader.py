@@ -75,6 +75,10 @@ class Shards:
             raise DamagedRecord(f"record {position} of {name} is damaged")
         return content
 
+    def stamp(self, number: int) -> str:
+        """Size and checksum of a record, as they were when it was packed."""
+        return f"{self._bytes[number]} {self._crc32[number]:08x}"
+
     def is_whole(self, number: int, content: bytes | None) -> bool:
         """Whether this is what was packed as record `number`."""
         return (

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import os
 import tarfile
 import tempfile
 import zlib
@@ -47,6 +48,7 @@ class Tar(Archive):
         file = _unpack(root, _DECOMPRESSORS[starts[0]]) if starts else open(root, "rb")
         members, others = _tar_members(root, file)
         super().__init__(root, file, members)
+        self._changed = os.stat(root).st_mtime_ns
         if starts:
             self.notes += (
                 f"{root} is compressed as a whole, so it was unpacked into a temporary "
@@ -64,6 +66,10 @@ class Tar(Archive):
         if len(content) < size:
             raise OSError("the .tar was cut short since it was opened")
         return content
+
+    def stamp(self, path: str) -> str:
+        # There are no checksums in a .tar: where it has changed, all in it may have.
+        return f"{self._members[path][1]} {self._changed}"
 
 
 def _unpack(root: str, decompress) -> BinaryIO:

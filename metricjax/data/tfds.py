@@ -5,6 +5,7 @@ of a data set are joined and the classes halved by their numbers, as the papers 
 only Stanford Online Products keeps its split, which is that of the papers.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -185,3 +186,6 @@ class _Examples:
             return self._sources[split][int(number)][self._image]
         except Exception as error:  # On damaged records, nearly anything.
             raise OSError(str(error) or type(error).__name__) from error
+
+    def stamp(self, path: str) -> str:
+        return hashlib.sha256(self.read(path)).hexdigest()

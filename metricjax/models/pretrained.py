@@ -127,7 +127,9 @@ def load_saved(
     missing = [name for name in names.values() if name not in found]
     surplus = found.keys() - set(names.values())
     if missing or surplus:
-        lacks = f"lacks {_some(missing)}" if missing else f"has {_some(surplus)} besides"
+        lacks = (
+            f"lacks {_some(missing)}" if missing else f"has {_some(surplus)} besides"
+        )
         raise InputError(
             f"{path} does not hold the {type(module).__name__} that the settings "
             f"describe: it {lacks}. Restore the file that was saved with them."
