@@ -4,8 +4,10 @@
         --config.data.root=photos.zip --config.model.pretrained=googlenet.safetensors
 
 Variants: `folder`, and `cub`, `cars`, `sop`, `inshop`, see configs/README.md.
-The other losses: `ee_triplet`, `ee_n_pair`, `ee_lifted_structure` and
-`ee_multi_similarity` as terms of the objective.
+The paper's other losses: `ee_triplet`, `ee_n_pair`, `ee_lifted_structure` and
+`ee_multi_similarity`, such as
+`--config.objective.terms.ee_multi_similarity.weight=1
+--config.objective.terms.ee_hphn_triplet.weight=0 --config.instances_per_class=2`.
 
 The paper reports Recall@1 of 51.7 (CUB), 71.6 (Cars) and 77.2 (SOP) for this loss, and
 57.4, 75.8 and 78.1 for multi-similarity with expansion. From the authors' code:
@@ -49,7 +51,11 @@ def get_config(variant="folder"):
     config.model.dim = 512
     config.model.use_bias = True
 
-    config.objective.terms = terms(ee_hphn_triplet={"points": 2, "margin": 1e-5})
+    others = ("triplet", "n_pair", "lifted_structure", "multi_similarity")
+    config.objective.terms = terms(
+        ee_hphn_triplet={"points": 2, "margin": 1e-5},
+        **{f"ee_{name}": {"weight": 0.0} for name in others},
+    )
 
     config.optimizer.method = "adam"
     config.optimizer.learning_rate = 1e-4

@@ -296,3 +296,17 @@ def test_the_configs_that_come_along(name):
     options = command_line.parse(["--config", str(CONFIGS / name)])
     assert options.config.steps >= 100
     assert f"configs/{name}" in (CONFIGS / name).read_text()
+
+
+@pytest.mark.parametrize(
+    "loss", ["triplet", "n_pair", "lifted_structure", "multi_similarity"]
+)
+def test_every_loss_of_embedding_expansion_can_be_chosen(loss):
+    """From the command line, in the config of its paper."""
+    config = parse(
+        str(CONFIGS / "ee_googlenet.py:cub"),
+        f"objective.terms.ee_{loss}.weight=1",
+        "objective.terms.ee_hphn_triplet.weight=0",
+        "instances_per_class=2",
+    )
+    assert [name for name, *_ in config.objective.losses()] == [f"ee_{loss}"]

@@ -13,6 +13,10 @@ from metricjax.models.backbone import Backbone
 from metricjax.models.googlenet import GoogLeNet
 from metricjax.models.output import Output
 
+# What Caffe calls "xavier", as which the paper starts its own layers: uniform, of
+# variance 1 / inputs.
+_caffe_xavier = nn.initializers.lecun_uniform()
+
 
 class Pooled(nn.Module):
     """A part of a network and the mean of its map.
@@ -110,9 +114,12 @@ class ABE(nn.Module):
         attention = self.backbone("attention", shared, train)
         *places, channels = shared.shape
         # A 1x1 convolution for every learner, or a linear map of tokens.
-        masks = nn.Dense(self.learners * channels, dtype=attention.dtype, name="mask")(
-            attention
-        )
+        masks = nn.Dense(
+            self.learners * channels,
+            kernel_init=_caffe_xavier,
+            dtype=attention.dtype,
+            name="mask",
+        )(attention)
         masks = nn.sigmoid(masks.reshape(*places, self.learners, channels))
         masks = jnp.moveaxis(masks, -2, 1)
         self.sow("intermediates", "masks", masks)
@@ -153,8 +160,10 @@ class MHeads(nn.Module):
 
 def _cut(head, attention_blocks=0):
     """Check a head's settings, and put its backbone into parts."""
-    if head.learners < 1 or head.dim < 1 or head.dim % head.learners:
-        nearest = max(1, round(head.dim / max(1, head.learners))) * head.learners
+    if head.learners < 1:
+        raise InputError(f"learners is {head.learners}; it must be at least 1.")
+    if head.dim < 1 or head.dim % head.learners:
+        nearest = max(1, round(head.dim / head.learners)) * head.learners
         raise InputError(
             f"dim is {head.dim}, which {head.learners} learners cannot share equally: "
             f"set it to {nearest}, or choose a number of learners that divides it."
@@ -194,7 +203,12 @@ def _of_each(target, count, in_axes):
 def _linear(kind, head):
     """The last linear map: from what is pooled to a learner's embedding."""
     width = head.dim // head.learners
-    return kind(width, precision=lax.Precision.HIGHEST, name="fc")
+    return kind(
+        width,
+        kernel_init=_caffe_xavier,
+        precision=lax.Precision.HIGHEST,
+        name="fc",
+    )
 
 
 def _output(embeddings, features) -> Output:

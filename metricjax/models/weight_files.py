@@ -1,6 +1,8 @@
 """Files of named arrays: read as data alone, whatever they claim to be."""
 
 import os
+import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     except Exception as error:
         raise InputError(
             f"{path} cannot be read as a {kind} file, it is cut short or damaged "
-            f"({_first_line(error)}): get it again."
+            f"({_first_sentence(error)}): get it again."
         ) from error
     return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
@@ -90,11 +92,16 @@ def _torch(path):
     from pickle import UnpicklingError
 
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
+        # Torch's own words are many, and advise to run what is in the file.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        more = f" ({named[1]})" if named else ""
         raise InputError(
-            f"{path} holds more than arrays ({_first_line(error)}), which is not "
-            "opened: save the model's state_dict() alone, or as safetensors."
+            f"{path} is a pickle with more than arrays in it{more}: it is not opened, "
+            "as it could run code; save the model's state_dict() alone, or as "
+            "safetensors."
         ) from error
     while isinstance(held, dict) and not any(map(torch.is_tensor, held.values())):
         inner = [key for key in ("state_dict", "model", "teacher") if key in held]
@@ -110,6 +117,6 @@ def _torch(path):
     return {name: value.float().numpy() for name, value in tensors.items()}
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160].rstrip(".:") if lines else type(error).__name__
+def _first_sentence(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0][:160].rstrip(".:")

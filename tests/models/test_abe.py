@@ -185,7 +185,8 @@ def test_ablations_of_the_paper(branch_after, blocks):
     ("construct", "words"),
     [
         (lambda: ABE(learners=3, dim=512), "3 learners cannot share"),
-        (lambda: MHeads(learners=0, dim=512), "dim is 512"),
+        (lambda: MHeads(learners=0, dim=512), "learners is 0"),
+        (lambda: MHeads(learners=2, dim=0), "dim is 0"),
         (lambda: ABE(branch_after="pool9"), "branch_after is 'pool9'"),
         (lambda: ABE(branch_after="inception5b"), "branch_after is 'inception5b'"),
         (lambda: ABE(attention_blocks=0), "attention_blocks is 0"),

@@ -1,6 +1,7 @@
 """Weights from files: PyTorch's features, and files that are wrong."""
 
 import pickle
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -399,13 +400,19 @@ def test_files_that_are_none(resnet_file, tmp_path):
     refused(objects, "cut short or damaged")
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_pickle_with_code_is_not_run(tmp_path):
+    """And the sentence has nothing of torch's advice to run it all the same."""
     torch = pytest.importorskip("torch", reason="needs the extra `torch`")
-    for name, write in (
-        ("new", lambda path: torch.save({"conv1.weight": _Harm()}, path)),
-        ("old", lambda path: path.write_bytes(pickle.dumps(_Harm(), protocol=2))),
+    for name, write, named in (
+        ("new", lambda path: torch.save({"conv1.weight": _Harm()}, path), "exec"),
+        ("args", lambda path: torch.save({"args": Path()}, path), "pathlib.P"),
+        ("old", lambda path: path.write_bytes(pickle.dumps(_Harm(), protocol=2)), ""),
+        ("later", lambda path: path.write_bytes(pickle.dumps(_Harm())), ""),
     ):
         path = tmp_path / f"{name}.pth"
         write(path)
-        with pytest.raises(InputError, match="more than arrays"):
+        with pytest.raises(InputError, match="more than arrays") as refused:
             pretrained.load(path, SMALL, image_shape=(32, 32, 3))
+        assert named in str(refused.value)
+        assert "trust" not in str(refused.value) and str(refused.value).isprintable()
