@@ -1,0 +1,210 @@
+/* How alike pairs of images are, and pairs of classes. */
+
+const similarityView = (() => {
+  const SVG = "http://www.w3.org/2000/svg";
+  const HEIGHT = 300, LEFT = 44, RIGHT = 18, TOP = 34, BOTTOM = 40, MOST_BARS = 80;
+
+  function shape(tag, attributes, ...children) {
+    const made = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.append(...children);
+    return made;
+  }
+
+  /** Counts over the bins that are used, some bins together where they are many. */
+  function bars() {
+    const positive = numbers("positive"), negative = numbers("negative");
+    const all = positive.length, used = (bin) => positive[bin] + negative[bin] > 0;
+    let first = 0, last = all - 1;
+    while (first < last && !used(first)) first++;
+    while (last > first && !used(last)) last--;
+    const together = Math.ceil((last + 1 - first) / MOST_BARS);
+    const count = Math.ceil((last + 1 - first) / together);
+    const sum = (counts, bar) => counts.slice(first + bar * together, first + (bar + 1) * together)
+      .reduce((total, value) => total + value, 0);
+    const edge = (bar) => Math.min(2 * (first + bar * together) / all - 1, 1);
+    const each = Array.from({ length: count }, (_, bar) => bar);
+    return {
+      positive: each.map((bar) => sum(positive, bar)), negative: each.map((bar) => sum(negative, bar)),
+      edges: [...each, count].map(edge), fine: { positive, negative },
+    };
+  }
+
+  const totalOf = (counts) => counts.reduce((sum, value) => sum + value, 0);
+
+  function mean(counts) {
+    const sum = counts.reduce((found, value, bin) => found + value * ((2 * bin + 1) / counts.length - 1), 0);
+    return sum / totalOf(counts);
+  }
+
+  /** How often a pair of one class is more alike than a pair of two. */
+  function separation({ positive, negative }) {
+    let below = 0, won = 0;
+    positive.forEach((count, bin) => {
+      won += count * (below + negative[bin] / 2);
+      below += negative[bin];
+    });
+    return won / (totalOf(positive) * totalOf(negative));
+  }
+
+  function ticks(low, high, most) {
+    const step = [0.02, 0.05, 0.1, 0.2, 0.25, 0.5].find((one) => (high - low) / one <= most) || 0.5;
+    const found = [];
+    for (let at = Math.ceil(low / step - 1e-9); at * step <= high + 1e-9; at++) found.push(at * step);
+    return found;
+  }
+
+  /** Draws the histogram as wide as there is room. */
+  function drawHistogram(binned, width) {
+    const { positive, negative, edges, fine } = binned;
+    const sides = { positive: totalOf(positive), negative: totalOf(negative) };
+    const shares = {
+      positive: positive.map((value) => value / (sides.positive || 1)),
+      negative: negative.map((value) => value / (sides.negative || 1)),
+    };
+    const highest = Math.max(...shares.positive, ...shares.negative, 1e-9);
+    const low = edges[0], high = edges[edges.length - 1];
+    const x = (value) => LEFT + (width - LEFT - RIGHT) * (value - low) / (high - low);
+    const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / highest);
+    const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
+    for (const value of ticks(low, high, (width - LEFT - RIGHT) / 54)) {
+      const line = { x1: x(value), x2: x(value), y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" };
+      const distance = Math.sqrt(Math.max(2 - 2 * value, 0));
+      svg.append(shape("line", line),
+        shape("text", { x: x(value), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, String(Number(decimals(value, 2)))),
+        shape("text", { x: x(value), y: TOP - 8, "text-anchor": "middle" }, distance.toFixed(2)));
+    }
+    svg.append(
+      shape("text", { x: (LEFT + width) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, "cosine similarity"),
+      shape("text", { x: (LEFT + width) / 2, y: 10, "text-anchor": "middle" }, "Euclidean distance"));
+    for (const share of [0, highest / 2, highest]) {
+      svg.append(shape("text", { x: LEFT - 6, y: y(share) + 4, "text-anchor": "end" }, `${(100 * share).toFixed(share && highest < 0.1 ? 1 : 0)}%`));
+    }
+    for (const kind of ["negative", "positive"]) {
+      const steps = shares[kind].flatMap((share, bar) => [`${x(edges[bar])},${y(share)}`, `${x(edges[bar + 1])},${y(share)}`]);
+      const points = [`${x(low)},${y(0)}`, ...steps, `${x(high)},${y(0)}`].join(" ");
+      svg.append(shape("polygon", { points, class: `pairs ${kind}` }));
+    }
+    const marker = shape("line", { y1: TOP, y2: HEIGHT - BOTTOM, class: "marker", visibility: "hidden" });
+    svg.append(marker);
+    const reading = element("p", { class: "quiet", "aria-live": "off" });
+    const usual = "Point at the figure to read it.";
+    reading.textContent = usual;
+    svg.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect();
+      const value = low + (high - low) * ((event.clientX - box.left) * width / box.width - LEFT) / (width - LEFT - RIGHT);
+      const bar = edges.findIndex((edge, at) => value >= edge && value < edges[at + 1]);
+      marker.setAttribute("visibility", bar < 0 ? "hidden" : "visible");
+      if (bar < 0) return;
+      marker.setAttribute("x1", x(value));
+      marker.setAttribute("x2", x(value));
+      reading.textContent = `Similarity ${decimals(edges[bar], 2)} to ${decimals(edges[bar + 1], 2)}: `
+        + `${percent(shares.positive[bar])} of the pairs of one class, ${percent(shares.negative[bar])} of the others.`;
+    });
+    svg.addEventListener("pointerleave", () => {
+      marker.setAttribute("visibility", "hidden");
+      reading.textContent = usual;
+    });
+    const { counted: some, images } = facts.histogram;
+    const which = some < images
+      ? `All pairs of ${some.toLocaleString("en")} sampled images with the gallery: `
+      : "All pairs of an image with the gallery: ";
+    const said = `${which}${sides.positive.toLocaleString("en")} of one class (mean similarity ${decimals(mean(fine.positive), 2)}) and `
+      + `${sides.negative.toLocaleString("en")} of two (${decimals(mean(fine.negative), 2)}).`;
+    document.getElementById("pairs-text").textContent = said + (sides.positive && sides.negative
+      ? ` A pair of one class is more alike than a pair of two ${percent(separation(fine))} of the time.` : "");
+    svg.setAttribute("aria-label", said);
+    document.getElementById("pairs-figure").replaceChildren(
+      element("div", { class: "legend" },
+        element("span", {}, element("span", { class: "swatch positive" }), "pairs of one class"),
+        element("span", {}, element("span", { class: "swatch negative" }), "pairs of two classes")),
+      svg, reading);
+  }
+
+  const heatClasses = numbers("heatClasses"), heat = numbers("heat"), count = heatClasses.length;
+  const canvas = document.getElementById("heat-canvas"), context = canvas.getContext("2d");
+  const reading = document.getElementById("heat-reading");
+  const STOPS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+  const finite = heat.filter((value) => !Number.isNaN(value));
+  const lowest = finite.reduce((low, value) => Math.min(low, value), Infinity);
+  const most = finite.reduce((high, value) => Math.max(high, value), -Infinity);
+  let row = 0, column = Math.min(1, count - 1);
+
+  function ramp(share) {
+    const at = Math.max(0, Math.min(share, 1)) * (STOPS.length - 1), from = Math.min(Math.floor(at), STOPS.length - 2);
+    const mixed = STOPS[from].map((one, part) => Math.round(one + (STOPS[from + 1][part] - one) * (at - from)));
+    return `rgb(${mixed.join(" ")})`;
+  }
+
+  function drawHeat() {
+    const side = canvas.getBoundingClientRect().width;
+    if (!side) return;
+    const ratio = Math.min(devicePixelRatio || 1, 2), cell = side * ratio / count;
+    canvas.width = canvas.height = Math.round(side * ratio);
+    const edge = (number) => Math.round(number * cell);
+    for (let at = 0; at < count * count; at++) {
+      const top = edge(Math.floor(at / count)), left = edge(at % count);
+      context.fillStyle = Number.isNaN(heat[at]) ? "#888" : ramp((heat[at] - lowest) / (most - lowest || 1));
+      context.fillRect(left, top, edge(at % count + 1) - left, edge(Math.floor(at / count) + 1) - top);
+    }
+    context.lineWidth = 2 * ratio;
+    context.strokeStyle = "#fff";
+    context.strokeRect(edge(column) - ratio, edge(row) - ratio, cell + 2 * ratio, cell + 2 * ratio);
+    context.strokeStyle = "#000";
+    context.strokeRect(edge(column) - 3 * ratio, edge(row) - 3 * ratio, cell + 6 * ratio, cell + 6 * ratio);
+  }
+
+  function read() {
+    const one = heatClasses[row], other = heatClasses[column], value = heat[row * count + column];
+    const said = Number.isNaN(value) ? "no two images" : decimals(value, 3);
+    reading.replaceChildren(
+      element("p", { class: "big" }, said),
+      element("p", { class: "quiet" }, one === other ? "mean similarity of two images of the class" : "mean similarity of an image of one and an image of the other"),
+      ...[...new Set([one, other])].map((label) => element("div", { class: "of-class" },
+        ...members[label].slice(0, 4).map((image) => tile(image)), classButton(label))));
+    drawHeat();
+  }
+
+  function look(event) {
+    const box = canvas.getBoundingClientRect();
+    const at = (place, side) => Math.max(0, Math.min(count - 1, Math.floor(count * place / side)));
+    const next = [at(event.clientY - box.top, box.height), at(event.clientX - box.left, box.width)];
+    if (next[0] === row && next[1] === column) return;
+    [row, column] = next;
+    read();
+  }
+  canvas.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") look(event); });
+  canvas.addEventListener("click", look);
+  canvas.addEventListener("keydown", (event) => {
+    const by = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[event.key];
+    if (by) {
+      row = Math.max(0, Math.min(count - 1, row + by[0]));
+      column = Math.max(0, Math.min(count - 1, column + by[1]));
+      read();
+    } else if (event.key === "Enter") go({ view: "confusions", label: heatClasses[row] });
+    else return;
+    event.preventDefault();
+  });
+
+  let ready = false;
+  return {
+    open() {
+      if (ready) return;
+      ready = true;
+      const figure = document.getElementById("pairs-figure"), binned = bars();
+      let drawn = 0;
+      new ResizeObserver(() => {
+        const width = Math.round(figure.clientWidth);
+        if (!width || width === drawn) return;
+        drawn = width;
+        drawHistogram(binned, width);
+      }).observe(figure);
+      document.getElementById("heat-text").textContent =
+        `${counted(count, "class", "classes")}${count < facts.classes.length ? " that are confused most" : ""}, alike ones side by side; `
+        + `from ${decimals(lowest, 2)} (dark) to ${decimals(most, 2)} (bright). The diagonal is pairs within a class: it should be bright, all else dark.`;
+      canvas.setAttribute("aria-label", "Heat map of mean similarities between classes");
+      read();
+      new ResizeObserver(drawHeat).observe(canvas);
+    },
+  };
+})();
