@@ -14,8 +14,8 @@ from scipy.spatial.distance import squareform
 
 from metricjax import layouts
 from metricjax.data.datasets import Split
+from metricjax.embedding import Embedded
 from metricjax.evaluation import neighbors
-from metricjax.judging import Embedded
 from metricjax.reports.explorer import (
     Confusions,
     Explored,
@@ -245,9 +245,7 @@ def pair_histogram(
     return Histogram(counts[1], counts[0], len(some), len(asking))
 
 
-def heat(
-    embedded: Embedded, labels: Int[np.ndarray, " n"], found: Confusions
-) -> Heat:
+def heat(embedded: Embedded, labels: Int[np.ndarray, " n"], found: Confusions) -> Heat:
     """Mean similarity between the classes that are confused most, alike ones together.
 
     The mean over all pairs of images is the product of the classes' mean embeddings;
