@@ -34,6 +34,7 @@ def write(
     image: Callable[[int], np.ndarray],
     name: Callable[[int], str],
     studies: Sequence[Study] = (),
+    explorer: str | None = None,
 ) -> None:
     """Writes the report, whole or not at all (a temporary file, then a rename).
 
@@ -52,6 +53,7 @@ def write(
         image: index to uint8 [h, w, c], c = 1 or 3.
         name: index to what the image is called.
         studies: analyses of the model.
+        explorer: address of the explorer's page, relative to this one; None without.
 
     Raises:
         OSError: if the file cannot be written.
@@ -65,6 +67,7 @@ def write(
         image=image,
         name=name,
         studies=studies,
+        explorer=explorer,
     )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -74,7 +77,9 @@ def write(
         temporary.unlink(missing_ok=True)
 
 
-def render(*, results, history, config, galleries, image, name, studies=()) -> str:
+def render(
+    *, results, history, config, galleries, image, name, studies=(), explorer=None
+) -> str:
     """The report as a string; arguments as for `write`."""
     settings = _flatten(config)
     dataset = results.get("dataset") or {}
@@ -93,6 +98,7 @@ def render(*, results, history, config, galleries, image, name, studies=()) -> s
         open_rows=rows[:OPEN_QUERIES],
         more_rows=rows[OPEN_QUERIES:],
         studies=studies,
+        explorer=explorer,
         settings={key: _text(value) for key, value in settings.items()},
         details=_details(results, history),
         skipped=[_skipped(one) for one in dataset.get("skipped") or ()],

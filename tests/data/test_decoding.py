@@ -77,6 +77,22 @@ def test_cmyk_jpeg():
     assert np.abs(pixels[:, 10:15] - (0, 0, 255)).max() < 12
 
 
+def test_a_large_jpeg_comes_out_as_small_as_is_enough():
+    pixels = np.repeat(np.repeat(RED_BLUE, 40, axis=0), 40, axis=1)
+    data = encode(Image.fromarray(pixels), "JPEG", quality=95)
+    height, width = pixels.shape[:2]
+    assert decoding.decode(data, 3).shape == pixels.shape
+    small = decoding.decode(data, 3, least=30)
+    assert 30 <= min(small.shape[:2]) < min(height, width)
+    np.testing.assert_allclose(
+        small.shape[1] / small.shape[0], width / height, rtol=0.1
+    )
+    assert np.abs(small.mean(axis=(0, 1)) - pixels.mean(axis=(0, 1))).max() < 6
+    assert decoding.decode(data, 3, least=10_000).shape == pixels.shape
+    png = encode(Image.fromarray(RED_BLUE))
+    np.testing.assert_array_equal(decoding.decode(png, 3, least=2), RED_BLUE)
+
+
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_not_clipped(format):
     values = np.linspace(0, 65535, 128).round().astype(np.uint16).reshape(8, 16)

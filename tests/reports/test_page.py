@@ -106,6 +106,15 @@ def test_loads_nothing_from_outside():
         assert attributes.get("href", "#").startswith("#")
 
 
+def test_the_explorer_is_linked_where_there_is_one():
+    links = [
+        attributes["href"]
+        for tag, attributes in Elements(render(explorer="explorer.html")).found
+        if tag == "a" and not attributes["href"].startswith("#")
+    ]
+    assert links == ["explorer.html", "explorer.html"]
+
+
 def test_every_picture_has_a_name_and_every_link_a_target():
     found = Elements(render()).found
     assert all(attributes["alt"] for tag, attributes in found if tag == "img")
