@@ -1,6 +1,7 @@
-"""Retrieval evaluation: exact neighbours, metrics with defined ties, intervals."""
+"""Evaluation: exact neighbours and pairs, metrics with defined ties, intervals."""
 
 from metricjax.evaluation.neighbors import nearest
 from metricjax.evaluation.retrieval import retrieval
+from metricjax.evaluation.verification import calibrate, reached
 
-__all__ = ["nearest", "retrieval"]
+__all__ = ["calibrate", "nearest", "reached", "retrieval"]

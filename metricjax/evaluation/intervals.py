@@ -1,5 +1,7 @@
 """Confidence intervals for retrieval metrics: the bootstrap over classes."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 COUNTS_PER_CHUNK = 2**22
@@ -40,21 +42,95 @@ def bootstrap_over_classes(
     values = np.asarray(values, np.float64)
     _, dense = np.unique(classes, return_inverse=True)
     sizes = np.bincount(dense)
-    count = len(sizes)
-    if count < 2:
+    if len(sizes) < 2:
         return [(0.0, 1.0)] * values.shape[1]
     sums = np.stack([np.bincount(dense, column) for column in values.T], axis=1)
+    return bootstrap_of_ratios(sums, sizes, resamples=resamples, seed=seed, level=level)
 
+
+def bootstrap_of_ratios(
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[tuple[float, float]]:
+    """Percentile intervals of `sum_c sums_c / sum_c sizes_c`, classes resampled.
+
+    Args:
+        sums: [c, m], m numbers of each class.
+        sizes: [c], what each class counts, above 0.
+        resamples, seed, level: see `bootstrap_over_classes`.
+
+    Returns:
+        m pairs (low, high); (0.0, 1.0) where there is a single class.
+    """
+    if len(sizes) < 2:
+        return [(0.0, 1.0)] * sums.shape[1]
+    statistics = [
+        (times @ sums) / (times @ sizes)[:, None]
+        for times in _resampled(len(sizes), resamples, seed)
+    ]
+    return _percentiles(np.concatenate(statistics), level)
+
+
+def bootstrap_of_pairs(
+    sums: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[tuple[float, float]]:
+    """Intervals of a share of pairs of two classes, classes resampled.
+
+    With `p` the share of all pairs and N their number, each resample draws as many
+    classes as there are, with replacement, and its statistic is linear in how often,
+    w_c, it drew class c:
+
+        p + sum_c (w_c - 1) (sums_c - p sizes_c) / N,     within 0 and 1.
+
+    A pair depends on two classes; this is the part of the share that each class alone
+    explains, which is nearly all where there are many classes.
+
+    Args:
+        sums: [c, m], the pairs of interest that class c takes part in; a pair counts in
+            both of its classes.
+        sizes: [c], all pairs that it takes part in.
+        resamples, seed, level: see `bootstrap_over_classes`.
+
+    Returns:
+        m pairs (low, high); (0.0, 1.0) where there are fewer than three classes.
+
+    Source:
+        Hajek projection of a statistic of pairs: van der Vaart, Asymptotic Statistics
+        (1998), chapters 11 and 12.
+    """
+    if len(sizes) < 3:
+        return [(0.0, 1.0)] * sums.shape[1]
+    pairs = sizes.sum() / 2
+    share = sums.sum(axis=0) / 2 / pairs
+    parts = (sums - share * sizes[:, None]) / pairs
+    statistics = [
+        share + (times - 1) @ parts for times in _resampled(len(sizes), resamples, seed)
+    ]
+    return _percentiles(np.clip(np.concatenate(statistics), 0, 1), level)
+
+
+def _resampled(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each of some classes is drawn, [r, count] float64, in chunks."""
     rng = np.random.default_rng(seed)
     chunk = max(COUNTS_PER_CHUNK // count, 1)
-    statistics = []
     for start in range(0, resamples, chunk):
         drawn = min(chunk, resamples - start)
         picks = rng.integers(count, size=(drawn, count))
         picks += count * np.arange(drawn)[:, None]
         times = np.bincount(picks.ravel(), minlength=drawn * count)
-        times = times.reshape(drawn, count).astype(np.float64)
-        statistics.append((times @ sums) / (times @ sizes)[:, None])
+        yield times.reshape(drawn, count).astype(np.float64)
+
+
+def _percentiles(statistics: np.ndarray, level: float) -> list[tuple[float, float]]:
     tail = 50 * (1 - level)
-    low, high = np.percentile(np.concatenate(statistics), [tail, 100 - tail], axis=0)
+    low, high = np.percentile(statistics, [tail, 100 - tail], axis=0)
     return [(float(a), float(b)) for a, b in zip(low, high, strict=True)]

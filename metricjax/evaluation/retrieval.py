@@ -92,8 +92,8 @@ def retrieval(
         if gallery_labels is None:
             raise InputError("gallery came without gallery_labels: give both.")
     labels, gallery_labels = _dense_labels(
-        _checked_labels(labels, "labels", len(queries)),
-        _checked_labels(gallery_labels, "gallery_labels", len(gallery)),
+        checked_labels(labels, "labels", len(queries)),
+        checked_labels(gallery_labels, "gallery_labels", len(gallery)),
     )
     own_index = own_rows(own_index, len(queries), len(gallery))
     available = len(gallery) - bool((own_index >= 0).any())
@@ -275,7 +275,7 @@ def _dense_labels(labels: np.ndarray, gallery_labels: np.ndarray):
     return dense[: len(labels)], dense[len(labels) :]
 
 
-def _checked_labels(labels, name: str, count: int) -> np.ndarray:
+def checked_labels(labels, name: str, count: int) -> np.ndarray:
     array = np.asarray(labels)
     if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
         raise InputError(

@@ -130,7 +130,7 @@ class ABE(nn.Module):
         """What G makes for every learner, [b, m, ...], pooled and as a map."""
         masked = (shared[:, None] * masks).reshape(-1, *shared.shape[1:])
         both = self.backbone("branch", masked, train)
-        each = (len(shared), self.learners)
+        each = (shared.shape[0], self.learners)  # which may be a symbol
         return [one.reshape(*each, *one.shape[1:]) for one in both]
 
 
