@@ -17,6 +17,7 @@ from metricjax.config import ModelConfig
 from metricjax.data import transforms
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.embedding import Embedded
+from metricjax.judging import some_classes
 from metricjax.losses import embedding_expansion
 from metricjax.models import cgd, pooling
 from metricjax.reports import studies
@@ -58,7 +59,8 @@ def of_run(
         found += _looks(config.model, run.model, variables, images, run.transform)
     if "learners" in results:
         each = results["learners"]["recall@1"]
-        rows, labels = _some_classes(trained, test, config.seed)
+        some = some_classes(trained.valid, test, config.seed, _COMPARED)
+        rows, labels = trained.embeddings[some], test.labels[some]
         counts = learner_similarities(rows, labels, learners=len(each))
         found.append(studies.similarities(np.linspace(-1, 1, _BINS + 1), counts))
         found.append(studies.recalls(each, results["recall@1"]))
@@ -211,16 +213,6 @@ def _masks(images, aside) -> Study:
     return studies.masks(
         images, masks.mean(axis=-1), {one: masks[..., one] for one in channels}
     )
-
-
-def _some_classes(embedded: Embedded, split: Split, seed: int):
-    """Embeddings and labels of whole classes, up to about as many as are compared."""
-    shuffled = np.random.default_rng(seed).permutation(split.num_classes)
-    sizes = np.bincount(split.labels[embedded.valid], minlength=split.num_classes)
-    taken = shuffled[np.cumsum(sizes[shuffled]) <= _COMPARED]
-    taken = shuffled[:1] if not len(taken) else taken
-    rows = np.flatnonzero(embedded.valid & np.isin(split.labels, taken))[:_COMPARED]
-    return embedded.embeddings[rows], split.labels[rows]
 
 
 def _expanded(embedded: Embedded, split: Split, seed: int, name, options) -> list:

@@ -96,6 +96,25 @@ def sample_queries(
     return shuffled[np.sort(first)][:count]
 
 
+def some_classes(wanted: np.ndarray, split: Split, seed: int, most: int) -> np.ndarray:
+    """Wanted images of whole classes in any order, about as many as `most` at most.
+
+    Args:
+      wanted: bool [n], which images may be taken.
+      split: n images.
+      seed: of the order in which classes are taken.
+      most: images.
+
+    Returns:
+      Their indices, ascending; all that are wanted where they are no more than `most`.
+    """
+    shuffled = np.random.default_rng(seed).permutation(split.num_classes)
+    sizes = np.bincount(split.labels[wanted], minlength=split.num_classes)
+    taken = shuffled[np.cumsum(sizes[shuffled]) <= most]
+    taken = shuffled[:1] if not len(taken) else taken
+    return np.flatnonzero(wanted & np.isin(split.labels, taken))[:most]
+
+
 def gallery(
     embedded: Embedded, split: Split, queries: np.ndarray, count: int = 10
 ) -> Gallery:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from metricjax import agreement, analyses, bucket, judging, mesh, step
+from metricjax import agreement, analyses, bucket, judging, mesh, step, thresholds
 from metricjax.checkpoints import digest
 from metricjax.config import RunConfig, to_dict
 from metricjax.data import pipeline
@@ -157,6 +157,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
         results["learners"] = judging.judge_learners(
             trained, test, evaluation, run.config.model.ensemble
         )
+    held_out = run.embed(chosen.variables, run.validation)
     history = read_history(run.workdir / "metrics.jsonl")
     results |= {
         "floor": floor,
@@ -176,6 +177,13 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     }
     if jax.process_index() != 0:
         return
+    calibrated, verification = thresholds.of_run(
+        (held_out, run.validation),
+        (trained, test),
+        bootstrap=evaluation.bootstrap,
+        seed=run.config.seed,
+    )
+    results |= calibrated
     pretrained.save(
         run.workdir / "model.safetensors", run.model, mesh.to_host(chosen.variables)
     )
@@ -197,7 +205,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
             },
             image=test.read,
             name=lambda index: test.names[index],
-            studies=found,
+            studies=[*verification, *found],
         )
     low, high = results["intervals"]["recall@1"]
     say(

@@ -237,18 +237,15 @@ class _Pairs:
         A pair of different classes counts in both of them.
         """
         at = jnp.asarray(np.asarray(thresholds, np.float32))
-        total = np.zeros((2, len(thresholds), len(self._tiles) * TILE), np.int64)
-        for left, right, compared in self._compared():
+        total = np.zeros((2, len(at), len(self._tiles) * TILE), np.int64)
+        for left, right, compared in self._compared() if len(at) else ():
             down, across = (np.asarray(part) for part in _count(*compared, at))
             total[:, :, left * TILE :][:, :, :TILE] += down
             total[_DIFFERENT, :, right * TILE :][:, :TILE] += across
-        total = total[:, :, : len(self.labels)]
-        return np.stack(
-            [
-                [np.bincount(self.labels, of_one).astype(np.int64) for of_one in kind]
-                for kind in total
-            ]
-        ).reshape(2, len(thresholds), -1)
+        of_classes = np.zeros((2, len(at), len(self.class_sizes)), np.int64)
+        rows = total[:, :, : len(self.labels)]
+        np.add.at(of_classes, (slice(None), slice(None), self.labels), rows)
+        return of_classes
 
     def _compared(self) -> Iterator[tuple[int, int, tuple[Array, Array]]]:
         """(row tile, column tile, `_compare` of them), above the diagonal and on it.

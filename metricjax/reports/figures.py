@@ -8,7 +8,7 @@ text, and the same numbers always give the same bytes.
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -162,6 +162,7 @@ def panel(
     mark: int | None = None,
     along: str = "step",
     whole: bool = True,
+    tell: Callable[[float], str] | None = None,
 ) -> Panel:
     """Curves over common axes.
 
@@ -172,10 +173,12 @@ def panel(
         mark: step at which an upright line is drawn.
         along: what the curves stand over.
         whole: whether only whole numbers of it are worth a tick.
+        tell: how to write it; None: as `number` does.
     """
+    tell = tell or number
     percent = percent and max(curve.high.max() for curve in curves) <= 1
     show = _percent if percent else number
-    parts = [*_axes(curves, show, whole)]
+    parts = [*_axes(curves, show, whole, tell)]
     x, y = _scales(curves)
     first = min(curve.steps[0] for curve in curves)
     last = max(curve.steps[-1] for curve in curves)
@@ -185,12 +188,12 @@ def panel(
             f'y2="{HEIGHT - BOTTOM}"><title>step {mark} was selected</title></line>'
         )
     for index, curve in enumerate(curves):
-        parts.extend(_line(curve, index, x, y, show, along))
+        parts.extend(_line(curve, index, x, y, show, along, tell))
     said = "; ".join(
         f"{curve.name} from {show(curve.values[0])} to {show(curve.last)}"
         for curve in curves
     )
-    label = f"{title}, {along}s {number(first)} to {number(last)}: {said}."
+    label = f"{title}, {along}s {tell(first)} to {tell(last)}: {said}."
     svg = Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
         + "".join(parts)
@@ -230,7 +233,7 @@ def _scales(curves: Sequence[Curve]):
     return x, y
 
 
-def _axes(curves: Sequence[Curve], show, whole: bool) -> Iterable[str]:
+def _axes(curves: Sequence[Curve], show, whole: bool, tell) -> Iterable[str]:
     first, last, low, high = _limits(curves)
     x, y = _scales(curves)
     for value in _ticks(low, high):
@@ -245,11 +248,11 @@ def _axes(curves: Sequence[Curve], show, whole: bool) -> Iterable[str]:
             anchor = "end" if x(step) > WIDTH - 24 else "middle"
             yield (
                 f'<text x="{x(step):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">'
-                f"{number(step)}</text>"
+                f"{tell(step)}</text>"
             )
 
 
-def _line(curve: Curve, index: int, x, y, show, along) -> Iterable[str]:
+def _line(curve: Curve, index: int, x, y, show, along, tell) -> Iterable[str]:
     style = f"s{index % COLORS}"
     points = [
         f"{x(step):.1f},{y(value):.1f}"
@@ -269,7 +272,7 @@ def _line(curve: Curve, index: int, x, y, show, along) -> Iterable[str]:
     yield f'<polyline class="line {style}" points="{" ".join(points)}"/>'
     if len(points) <= MAX_MARKERS:
         for step, value in zip(curve.steps, curve.values, strict=True):
-            said = escape(f"{curve.name}, {along} {number(step)}: {show(value)}")
+            said = escape(f"{curve.name}, {along} {tell(step)}: {show(value)}")
             yield (
                 f'<circle class="dot {style}" cx="{x(step):.1f}" cy="{y(value):.1f}" '
                 f'r="2.5"><title>{said}</title></circle>'

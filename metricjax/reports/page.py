@@ -226,6 +226,7 @@ def _metrics(results: Mapping) -> list[dict]:
 def _details(results: Mapping, history: Sequence[Mapping]) -> dict[str, str]:
     """What is known of the run and is not a metric, as text by name."""
     shown_elsewhere = ("untrained", "validation", "intervals", "floor", "warnings")
+    shown_elsewhere += ("thresholds", "verification")
     facts = {
         key: value
         for key, value in results.items()

@@ -156,6 +156,8 @@ def test_rates_without_enough_pairs_are_left_out_and_named():
     assert found["too_few"] == [enough / 1.1]
     kept = [one["false_match_rate"] for one in found["thresholds"]]
     assert kept == [0.1, enough * 1.001]
+    none = calibrate(rows, labels, false_match_rates=[enough / 2])
+    assert none["thresholds"] == [] and none["equal_error_rate"] > 0
 
 
 def test_perfect_and_useless_embeddings():
