@@ -124,6 +124,12 @@ def test_results(tiny):
         classes = getattr(tiny_module, constant)
         images = classes * tiny_module.IMAGES
         assert results["dataset"][part] == {"classes": classes, "images": images}
+    for part, name in (("held_out", "VALIDATION"), ("test", "TEST")):
+        classes, each = getattr(tiny_module, name), tiny_module.IMAGES
+        same, pairs = each * (each - 1) // 2, classes * (classes - 1) // 2
+        counted = results["verification"][part]["pairs"]
+        assert counted == {"same": classes * same, "different": pairs * each**2}
+    assert results["thresholds"] == []  # so few pairs say nothing
     assert results["dataset"]["name"] == "folder"
     assert results["dataset"]["skipped"] == []
     assert results["dataset"]["closed_set"] is False

@@ -334,13 +334,17 @@ def _equal_error(above, crossing: int, values: _Values) -> float:
 
 
 def _curve(above: Int[np.ndarray, "2 bins+1"]) -> dict[str, list[float]]:
-    """Rates at the bottoms of some bins, false match rates evenly on a log scale."""
+    """Rates at the bottoms of some bins, chosen by the false match rate.
+
+    Half of the rates are even on a log scale, half on a plain one.
+    """
     rates = above / above[:, :1]
-    least = LEAST_FALSE_MATCHES / above[_DIFFERENT, 0]
-    wanted = np.geomspace(min(least, 1.0), 1.0, POINTS)
-    # The lowest bin of at most the wanted rate; none is above the last.
-    bins = np.unique(np.argmax(rates[_DIFFERENT][:, None] <= wanted, axis=0))
-    bins = bins[bins < _BINS]
+    least = min(LEAST_FALSE_MATCHES / above[_DIFFERENT, 0], 1.0)
+    half = POINTS // 2
+    wanted = np.append(np.geomspace(least, 1.0, half), np.linspace(least, 1.0, half))
+    # The highest bin of at least the wanted rate; the lowest has the rate 1.
+    below = rates[_DIFFERENT][:, None] < wanted
+    bins = np.unique(np.argmax(below, axis=0) - 1)
     return {
         "similarity": ((bins - _LEVELS) / _LEVELS).tolist(),
         "false_match_rate": rates[_DIFFERENT, bins].tolist(),

@@ -325,8 +325,8 @@ def verification(
 
 def _threshold(one: Mapping) -> tuple[str, tuple[tuple[str, str], ...]]:
     def cell(of, rate, interval):
-        bounds = [f"{bound:.3g}" for bound in 100 * np.array(of.get(interval, ()))]
-        return f"{100 * of[rate]:.3g}%", " to ".join(bounds) + ("%" if bounds else "")
+        bounds = [_short(bound) for bound in of.get(interval, ())]
+        return f"{_short(of[rate])}%", " to ".join(bounds) + ("%" if bounds else "")
 
     cells = [(f"{one['similarity']:.3f}", "")]
     cells.append(cell(one, "true_match_rate", "interval"))
@@ -334,6 +334,11 @@ def _threshold(one: Mapping) -> tuple[str, tuple[tuple[str, str], ...]]:
         cells.append(cell(one["test"], "false_match_rate", "false_match_interval"))
         cells.append(cell(one["test"], "true_match_rate", "interval"))
     return f"{100 * one['false_match_rate']:g}%", tuple(cells)
+
+
+def _short(rate: float) -> str:
+    """Per cent in two digits, or three."""
+    return f"{100 * rate:.2g}" if rate < 0.01 else f"{100 * rate:.3g}"
 
 
 def _rates(parts: Mapping[str, Mapping]) -> Panel:
