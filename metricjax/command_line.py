@@ -1,6 +1,5 @@
 """Flags and config file to settings, every mistake in one sentence."""
 
-import argparse
 import ast
 import importlib.util
 import inspect
@@ -10,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from metricjax.arguments import Parser
 from metricjax.config import RunConfig, from_config_dict
 from metricjax.data.places import local_path
 from metricjax.errors import InputError, suggestion
@@ -45,11 +45,6 @@ class Options:
     print_config: bool
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help.")
-
-
 def parse(arguments: list[str]) -> Options:
     """Read the command line.
 
@@ -57,7 +52,7 @@ def parse(arguments: list[str]) -> Options:
       InputError: an unknown flag, no such config or variant, a setting that does not
         exist or has another type.
     """
-    parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("--config")
     parser.add_argument("--workdir")
     parser.add_argument("--mode", default="train")

@@ -6,9 +6,9 @@ import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import NoReturn
 
 from metricjax import examinations
+from metricjax.arguments import Parser
 from metricjax.errors import InputError
 from metricjax.examinations import FAILED, OK, WARNING, Finding
 from metricjax.progress import progress_bar
@@ -40,18 +40,13 @@ _LINES = 9
 _PATIENCE = 60.0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help.")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"--help", "-h", "-help"} & set(arguments):
         print(USAGE, end="")
         return 0
-    parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("--workdir", default="runs")
     parser.add_argument("--data")
     try:

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from metricjax import agreement
-from metricjax.data.datasets import Split
+from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.embedding import Embedded
-from metricjax.errors import disk_errors
+from metricjax.errors import InputError, disk_errors
 from metricjax.evaluation.neighbors import LENGTH_TOLERANCE
 from metricjax.trained import Trained
 from metricjax.workdir import write_atomically
@@ -22,6 +22,7 @@ _REQUEST, _KEYS = "request.json", "keys.bin"
 _EMBEDDINGS, _VALID = "embeddings.bin", "valid.bin"
 _KEY_BYTES = 16
 _AT_ONCE = 1 << 16  # rows that are checked at a time
+_NAMED = 5  # images that a sentence names
 
 
 def keys_of(split: Split) -> UInt8[np.ndarray, "n 16"]:
@@ -182,3 +183,31 @@ def fill(
         if growing is not None:
             growing.append(block)
         progress(rows.stop, len(split))
+
+
+def unreadable(split: Split, valid: Bool[np.ndarray, " n"]) -> str:
+    """Which images cannot be decoded: the beginning of a sentence, "" if there is none.
+
+    Raises:
+      InputError: there are no others.
+    """
+    bad = np.flatnonzero(~valid)
+    if not len(bad):
+        return ""
+    try:
+        split.read(bad[0])
+        reason = "it could not be read when it was embedded"
+    except UnreadableImage as error:
+        reason = error.reason
+    if len(bad) == len(split):
+        raise InputError(
+            f"None of the {len(split):,} images can be decoded, the first is "
+            f"{split.names[bad[0]]!r} ({reason}): name others, or restore the files."
+        )
+    others = [repr(split.names[number]) for number in bad[1:_NAMED]]
+    more = len(bad) - 1 - len(others)
+    named = ", ".join([f"{split.names[bad[0]]!r} ({reason})", *others])
+    return (
+        f"{len(bad):,} of {len(split):,} images cannot be decoded: {named}"
+        f"{f' and {more:,} more' if more else ''}"
+    )

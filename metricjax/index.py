@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from metricjax import growing, program_cache, vectors
 from metricjax.data.collections import open_collection
-from metricjax.data.datasets import Split, UnreadableImage
+from metricjax.data.datasets import Split
 from metricjax.data.places import locked
 from metricjax.embedding import Embedded
 from metricjax.errors import InputError
@@ -119,7 +119,9 @@ class Index:
         else:
             embedded = keeper.embedded(directory / _name(trained.identity, place))
             _prune(directory)
-        _tell_unreadable(split, embedded.valid, say)
+        unreadable = growing.unreadable(split, embedded.valid)
+        if unreadable:
+            say(f"{unreadable}; they are never found.")
         return cls(split, embedded.embeddings, embedded.valid)
 
     @classmethod
@@ -306,32 +308,6 @@ class _Known:
     @property
     def _rows(self) -> dict[bytes, int]:
         return {key: row for row, key in enumerate(map(bytes, self.keys))}
-
-
-def _tell_unreadable(split: Split, valid: np.ndarray, say) -> None:
-    """Name and count the images that cannot be decoded.
-
-    Raises:
-      InputError: there are no others.
-    """
-    bad = np.flatnonzero(~valid)
-    if not len(bad):
-        return
-    first = split.names[bad[0]]
-    try:
-        split.read(bad[0])
-        reason = "it could not be read when it was embedded"
-    except UnreadableImage as error:
-        reason = error.reason
-    if len(bad) == len(split):
-        raise InputError(
-            f"None of the {len(split):,} images can be decoded, the first is {first!r} "
-            f"({reason}): name others, or restore the files."
-        )
-    say(
-        f"{len(bad):,} of {len(split):,} images cannot be decoded and are never found, "
-        f"the first is {first!r} ({reason})."
-    )
 
 
 def _home() -> Path | None:

@@ -4,8 +4,8 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
+from metricjax.arguments import Parser, answer
 from metricjax.errors import InputError
 from metricjax.progress import progress_bar
 
@@ -42,31 +42,14 @@ fit for training; 130 stopped by Ctrl-C; 1 a fault of metricjax, with a tracebac
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help.")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or {"--help", "-h", "-help"} & set(arguments):
-        print(USAGE, end="")
-        return 0 if arguments else 2
-    try:
-        return _run(_parse(arguments))
-    except InputError as error:
-        print(f"metricjax: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "metricjax: stopped; the same command goes on from here.", file=sys.stderr
-        )
-        return 130
+    stopped = "stopped; the same command goes on from here."
+    return answer(arguments, USAGE, lambda given: _run(_parse(given)), stopped=stopped)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("source", nargs="?")
     parser.add_argument("--name", default="folder")
     parser.add_argument("--out")

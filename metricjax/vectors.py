@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from metricjax import parquet
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import InputError
 from metricjax.evaluation.neighbors import unit_rows
 from metricjax.workdir import written_whole
 
 SUFFIXES = (".npz", ".parquet")
-FORMAT = "metricjax embeddings 1"
 _MADE_BY = "make it with python -m metricjax.embed."
 
 
@@ -90,12 +90,10 @@ def save(vectors: Vectors, path: Path) -> None:
     try:
         with written_whole(path) as temporary:
             if suffix == ".parquet":
-                from metricjax import parquet
-
                 parquet.write(vectors, temporary)
             else:
                 with temporary.open("wb") as file:
-                    np.savez(file, allow_pickle=False, **_arrays(vectors))
+                    np.savez(file, **_arrays(vectors))
     except OSError as error:
         raise InputError(
             f"{path} cannot be written ({error.strerror or error}): choose another "
@@ -105,7 +103,7 @@ def save(vectors: Vectors, path: Path) -> None:
 
 def _arrays(vectors: Vectors) -> dict[str, np.ndarray]:
     arrays = {
-        "format": FORMAT,
+        "format": parquet.FORMAT,
         "model": vectors.model,
         "images": vectors.images,
         "embeddings": vectors.embeddings,
@@ -130,8 +128,6 @@ def load(path: Path) -> Vectors:
         or not of unit length.
     """
     if suffix_of(path) == ".parquet":
-        from metricjax import parquet
-
         columns = parquet.read(path)
     else:
         columns = _read(path)
@@ -141,7 +137,7 @@ def load(path: Path) -> Vectors:
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: np.asarray(file[name]) for name in file.files}
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist: {_MADE_BY}") from error
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:

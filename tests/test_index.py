@@ -74,9 +74,9 @@ def test_a_gallery_is_embedded_once(trained, gallery, tmp_path):
     assert not first.index.embeddings[~good].any()
     assert first.embedded == 43 and first.said[0] == "Embedding 43 images."
     assert first.said[1].startswith(
-        "1 of 43 images cannot be decoded and are never found, the first is "
-        "'class03/2.png' ("
+        "1 of 43 images cannot be decoded: 'class03/2.png' ("
     )
+    assert first.said[1].endswith("; they are never found.")
     again = Opened(trained, gallery, directory=cache)
     assert again.embedded == 0 and again.said == first.said[1:]
     np.testing.assert_array_equal(again.index.embeddings, first.index.embeddings)

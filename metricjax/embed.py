@@ -1,0 +1,95 @@
+"""`python -m metricjax.embed`: the embeddings of any images, in a file."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from metricjax.arguments import Parser, answer
+from metricjax.errors import InputError
+from metricjax.progress import progress_bar
+
+USAGE = """\
+metricjax: images to embeddings, by a network that was trained.
+
+  python -m metricjax.embed RUN [SOURCE] --out FILE.npz [--part test]
+  python -m metricjax.embed RUN [SOURCE] --out FILE.parquet
+
+Embeds every image of SOURCE in its order. An image that cannot be decoded is named and
+keeps its row, which is marked as not valid. Stopped at any moment, the same command
+goes on where it stopped (what is done lies in FILE.unfinished) and ends with the same
+file.
+
+  RUN                the workdir of a finished run, here or in a bucket
+  SOURCE             a directory, .zip or .tar, with class folders, a labels.csv or
+                       neither; a packed data set; a text list of paths, one a line; an
+                       image; or what --name says (default: the images of the run)
+  --out FILE         .npz: embeddings (float32 [n, d], of unit length, 0 where not
+                       valid), valid, names, labels, class_names, model; numpy alone
+                       reads it. .parquet (needs metricjax[parquet]): path, label,
+                       category, valid, embedding; databases and data frames read it
+  --name NAME        cub, cars, sop, inshop, tfds:NAME, glyphs, packed or folder
+  --part PART        train or test: that half of a data set (default: all)
+  --cropped          crop to the bounding boxes that cub and cars come with
+  --threads N        that read images (default: 1 per processor, at most 16)
+  --help             this text
+
+All devices are used, and all hosts on which the command is started, as for training.
+
+Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
+1 a fault of metricjax, with a traceback.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    stopped = "stopped; the same command goes on from here."
+    return answer(arguments, USAGE, lambda given: _run(_parse(given)), stopped=stopped)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser()
+    parser.add_argument("run")
+    parser.add_argument("source", nargs="?")
+    parser.add_argument("--out")
+    parser.add_argument("--name")
+    parser.add_argument("--part", default="all")
+    parser.add_argument("--cropped", action="store_true")
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args(arguments)
+    if not options.out:
+        raise InputError("--out is missing: name the file to write; see --help.")
+    if options.threads is not None and options.threads < 1:
+        raise InputError("--threads must be 1 or more.")
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    from metricjax import embedding_file, hosts, index, parquet, program_cache, vectors
+    from metricjax.trained import Trained
+
+    out = Path(options.out).expanduser()
+    if vectors.suffix_of(out) == ".parquet":
+        parquet.need()
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no directory {out.parent}: make it.")
+    program_cache.use()
+    hosts.connect()
+    trained = Trained.open(options.run)
+    with hosts.watched(trained.config.host_timeout):
+        split = index.open_images(
+            trained,
+            options.source,
+            name=options.name,
+            part=options.part,
+            cropped=options.cropped,
+            say=embedding_file.say_once,
+        )
+        with progress_bar("embedding") as progress:
+            embedding_file.write(
+                trained, split, out, threads=options.threads, progress=progress
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

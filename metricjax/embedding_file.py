@@ -1,0 +1,154 @@
+"""The embeddings of images written into a file, or the rest of them."""
+
+import glob
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from metricjax import agreement, growing, vectors
+from metricjax.data.datasets import Split
+from metricjax.data.places import locked
+from metricjax.errors import InputError, disk_errors
+from metricjax.growing import Growing
+from metricjax.trained import Trained
+
+
+def write(
+    trained: Trained,
+    split: Split,
+    out: Path,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write the embeddings of all images into a file; on all hosts.
+
+    Args:
+      trained: the network.
+      split: the images.
+      out: .npz or .parquet.
+      threads: that read images.
+      progress: called with how many images are done and how many there are.
+
+    Raises:
+      InputError: `out` is there and holds something else, or cannot be written; no
+        image can be decoded; or the disk is full, and what is done stays.
+    """
+    fill = partial(growing.fill, trained=trained, split=split, threads=threads)
+    if jax.process_index() > 0:
+        if agreement.exchange("embed", False)[0][1]:
+            fill(None)
+        return
+    keys = growing.keys_of(split)
+    is_new = not _is_complete(out, trained, _digest(split, keys))
+    agreement.exchange("embed", is_new)
+    if not is_new:
+        say_once(f"{out} is complete: there is nothing to do.")
+        return
+    directory = out.with_name(f"{out.name}.unfinished")
+    _make(directory)
+    with locked(directory, f"Another process writes {out}: wait for it."):
+        rows = _begun(directory, trained, keys)
+        before, began = rows.count, time.perf_counter()
+        fill(rows, progress=progress)
+        seconds = time.perf_counter() - began
+        _finish(trained, split, rows, _digest(split, keys), out)
+    rate = (len(split) - before) / seconds
+    say_once(
+        f"{out}: {len(split):,} embeddings of {rows.width:,} numbers; "
+        f"{len(split) - before:,} images in {seconds:,.1f} s ({rate:,.0f}/s)."
+    )
+
+
+def _make(directory: Path) -> None:
+    try:
+        with disk_errors(directory):
+            directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{directory} cannot be made ({error.strerror}): choose an --out in "
+            "another place."
+        ) from error
+
+
+def _is_complete(out: Path, trained: Trained, images: str) -> bool:
+    """Whether the file holds already what is asked for; False if there is none.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    if not out.exists():
+        return False
+    found = vectors.load(out)
+    if (found.model, found.images) == (trained.identity, images):
+        return True
+    raise InputError(
+        f"--out {out} holds embeddings of {_other(trained, found.model)}: choose "
+        "another file, or delete it."
+    )
+
+
+def _other(trained: Trained, model: str) -> str:
+    return "other images" if model == trained.identity else "another model"
+
+
+def _digest(split: Split, keys) -> str:
+    """Of which images these are, of which classes."""
+    names = [*split.class_names, *split.category_names]
+    categories = b"" if split.categories is None else split.categories.tobytes()
+    parts = (keys.tobytes(), split.labels.tobytes(), categories)
+    return hashlib.sha256(b"".join(parts) + json.dumps(names).encode()).hexdigest()
+
+
+def _begun(directory: Path, trained: Trained, keys) -> Growing:
+    """What an earlier start has left of the same images, or an empty beginning."""
+    rows = Growing.found(directory)
+    if rows is None:
+        return Growing.begun(directory, trained.identity, keys, trained.width)
+    if not rows.is_of(trained.identity, keys):
+        raise InputError(
+            f"{directory} holds {rows.count:,} embeddings of "
+            f"{_other(trained, rows.model)}: choose another --out, or delete the "
+            "directory."
+        )
+    say_once(f"Going on after {rows.count:,} images that are already embedded.")
+    return rows
+
+
+def _finish(
+    trained: Trained, split: Split, rows: Growing, images: str, out: Path
+) -> None:
+    embedded = rows.embedded
+    try:
+        unreadable = growing.unreadable(split, embedded.valid)
+    except InputError:
+        rows.remove()
+        raise
+    made = vectors.Vectors(
+        embeddings=embedded.embeddings,
+        valid=embedded.valid,
+        names=split.names,
+        labels=split.labels,
+        class_names=split.class_names,
+        model=trained.identity,
+        images=images,
+        categories=split.categories,
+        category_names=split.category_names,
+    )
+    vectors.save(made, out)
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        left.unlink()  # Of an earlier start that was killed while it wrote.
+    rows.remove()
+    if unreadable:
+        say_once(f"{unreadable}; their rows are marked as not valid.")
+
+
+def say_once(note: str) -> None:
+    """Print a sentence, on the first host."""
+    if jax.process_index() == 0:
+        print(note, flush=True)
