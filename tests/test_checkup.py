@@ -125,6 +125,13 @@ def test_a_name_that_is_not_unicode(root, tmp_path):
     assert code == 0 and "train/class 0/?.jpg" in "".join(said)
 
 
+def test_a_name_of_two_lines_is_said_on_one(root, tmp_path):
+    shutil.copy(root / "train/class 1/0.jpg", root / "test/class 2/a\nb.jpg")
+    _, said, _ = run(root, tmp_path / "check.html")
+    assert "test/class 2/a\\nb.jpg" in "".join(said)
+    assert not any("\n" in sentence for sentence in said)
+
+
 @pytest.mark.parametrize("page", ["absent/check.html", "."])
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path, page):
     def read(index):

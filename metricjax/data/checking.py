@@ -83,8 +83,9 @@ class Findings:
         return first + int(index)
 
     def name(self, image: int) -> str:
+        """What to call an image, on one line."""
         split, index = self.place(image)
-        return split.names[index]
+        return split.names[index].replace("\n", "\\n")
 
     def class_name(self, image: int) -> str:
         split, index = self.place(image)

@@ -18,6 +18,9 @@ _SIGNATURES = (
 )
 HEAD_BYTES = 4096
 _MODES = {1: "L", 3: "RGB"}
+_JPEG_COLOURS = {1: "Gray", 3: "YCbCr"}
+# What stands in a JPEG whose EXIF or XMP data may say how it lies.
+_MAY_TURN = (b"Exif\x00\x00", b"Orientation")
 
 
 def looks_like_image(head: bytes) -> bool:
@@ -54,41 +57,52 @@ def decode(data: bytes, channels: int, *, least: int = 0) -> np.ndarray:
       ValueError: it cannot be decoded; the message is the reason.
     """
     try:
+        pixels = _plain_jpeg(data, channels, least)
+        if pixels is not None:
+            return pixels
         with Image.open(io.BytesIO(data)) as image:
-            count = image.width * image.height
-            if Image.MAX_IMAGE_PIXELS and count > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels are more than the limit of "
-                    f"{Image.MAX_IMAGE_PIXELS}"
-                )
-            pixels = _plain_jpeg(data, image, channels, least)
-            if pixels is not None:
-                return pixels
+            if _too_large(image.width, image.height):
+                raise Image.DecompressionBombError
             image.load()
             upright = ImageOps.exif_transpose(image)
             return _to_array(upright, _MODES[channels])
     except UnidentifiedImageError:
         raise ValueError("it is not an image of a known format") from None
+    except Image.DecompressionBombError:
+        limit = Image.MAX_IMAGE_PIXELS
+        raise ValueError(f"it has more than {limit:,} pixels, the limit") from None
     except Exception as error:  # On damaged data PIL's decoders raise nearly anything.
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _plain_jpeg(
-    data: bytes, image: Image.Image, channels: int, least: int
-) -> np.ndarray | None:
+def _too_large(width: int, height: int) -> bool:
+    limit = Image.MAX_IMAGE_PIXELS
+    return limit is not None and width * height > limit
+
+
+def _plain_jpeg(data: bytes, channels: int, least: int) -> np.ndarray | None:
     """The pixels of an upright JPEG that has the wanted channels; None of any other.
 
     They are those that PIL decodes, in half of its time, unless smaller will do.
     """
-    if image.format not in ("JPEG", "MPO") or image.mode != _MODES[channels]:
-        return None
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if not data.startswith(b"\xff\xd8\xff"):
         return None
     try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours != _JPEG_COLOURS[channels] or _too_large(width, height):
+            return None
+        if any(mark in data for mark in _MAY_TURN) and _is_turned(data):
+            return None
         colours = "GRAY" if channels == 1 else "RGB"
         return simplejpeg.decode_jpeg(data, colours, min_height=least, min_width=least)
     except ValueError:  # PIL forgives more, and says what is wrong.
         return None
+
+
+def _is_turned(data: bytes) -> bool:
+    """Whether a JPEG does not lie upright as it is stored."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _to_array(image: Image.Image, mode: str) -> np.ndarray:

@@ -120,7 +120,7 @@ def train_batches(
         for row, index in enumerate(wanted.tolist()):
             shown[row], prepared = images.read_or_replace(index)
             place = rows.start + row
-            rng = streams.stream(seed, streams.AUGMENT, place, step)
+            rng = streams.passing_stream(seed, streams.AUGMENT, place, step)
             batch[row] = transform.augment(prepared, rng)
         return {"images": batch, "labels": split.labels[shown], "indices": shown}
 

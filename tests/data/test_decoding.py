@@ -138,6 +138,18 @@ def test_exif_orientation(orientation):
     assert np.abs(pixels - RED_BLUE).max() < 20
 
 
+def test_orientation_in_xmp_data():
+    """Where there is no EXIF data, PIL heeds these."""
+    image = Image.fromarray(np.ascontiguousarray(np.rot90(RED_BLUE)))
+    description = (
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+        b'tiff:Orientation="6"/>'
+    )
+    data = encode(image, "JPEG", xmp=description, quality=100, subsampling=0)
+    pixels = decoding.decode(data, 3).astype(int)
+    assert np.abs(pixels - RED_BLUE).max() < 20
+
+
 def test_damaged_files_give_a_reason():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for format in ("PNG", "JPEG", "GIF"):
@@ -156,8 +168,9 @@ def test_other_files_do_not_look_like_images(head):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs_are_refused(monkeypatch):
-    data = encode(Image.new("L", (200, 100)))
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_decompression_bombs_are_refused(monkeypatch, format):
+    data = encode(Image.new("L", (200, 100)), format)
     for limit in (15_000, 5_000):  # Above PIL's limit for a warning, for an error.
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match="limit|bomb"):

@@ -264,7 +264,7 @@ def test_images_that_cannot_be_decoded_are_left_out(root, tmp_path, monkeypatch)
         "class 0/1.png",
         *(f"class 4/{i}" for i in ("0.jpg", "1.png", "2.png")),
     ]
-    assert "more than the limit" in packed.skipped[-1][1]
+    assert "pixels, the limit" in packed.skipped[-1][1]
     assert "4 of 17 images cannot be decoded" in " ".join(packed.notes)
     assert any("4 of 17 images cannot be decoded" in sentence for sentence in said)
     assert list(packed.test.class_names) == ["c3", "c5"]
