@@ -209,6 +209,10 @@ class _Joined:
         split, index = self._of(index)
         return split.read(index)
 
+    def smaller(self, index: int, least: int) -> np.ndarray:
+        split, index = self._of(index)
+        return split.read(index, least)
+
     def encoded(self, index: int) -> bytes | None:
         split, index = self._of(index)
         return split.encoded(index)

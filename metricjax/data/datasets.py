@@ -59,8 +59,8 @@ class Split:
       is_gallery: bool [n], whether evaluation may find the image.
       names: what to call image i in messages and reports: its path.
       reader: `reader(i) -> uint8 [h, w, channels]`; callable from many threads;
-        raises `UnreadableImage`. One that reads files has `encoded(i)` and `stamp(i)`
-        too.
+        raises `UnreadableImage`. One that reads files has `smaller(i, least)`,
+        `encoded(i)` and `stamp(i)` too.
     """
 
     labels: np.ndarray
@@ -105,9 +105,13 @@ class Split:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def read(self, index: int) -> np.ndarray:
-        """Image `index`, uint8 [h, w, channels]; raises `UnreadableImage`."""
-        return self.reader(int(index))
+    def read(self, index: int, least: int = 0) -> np.ndarray:
+        """Image `index`, uint8 [h, w, channels]; raises `UnreadableImage`.
+
+        A JPEG may come out smaller where sides of `least` pixels are enough, see
+        `decoding.decode`; 0: all as they are.
+        """
+        return _smaller(self.reader, int(index), least)
 
     def encoded(self, index: int) -> bytes | None:
         """The image file that `read` decodes, as it is stored.
@@ -164,11 +168,19 @@ class _Renumbered:
     def __call__(self, index: int) -> np.ndarray:
         return self.reader(int(self.indices[index]))
 
+    def smaller(self, index: int, least: int) -> np.ndarray:
+        return _smaller(self.reader, int(self.indices[index]), least)
+
     def encoded(self, index: int) -> bytes | None:
         return _encoded(self.reader, int(self.indices[index]))
 
     def stamp(self, index: int) -> str:
         return _stamp(self.reader, int(self.indices[index]))
+
+
+def _smaller(reader: Callable[[int], np.ndarray], index: int, least: int) -> np.ndarray:
+    smaller = least and getattr(reader, "smaller", None)
+    return smaller(index, least) if smaller else reader(index)
 
 
 def _encoded(reader: Callable[[int], np.ndarray], index: int) -> bytes | None:

@@ -94,7 +94,14 @@ def _plain_jpeg(data: bytes, channels: int, least: int) -> np.ndarray | None:
         if any(mark in data for mark in _MAY_TURN) and _is_turned(data):
             return None
         colours = "GRAY" if channels == 1 else "RGB"
-        return simplejpeg.decode_jpeg(data, colours, min_height=least, min_width=least)
+        # To less than half smaller takes longer than all of it.
+        return simplejpeg.decode_jpeg(
+            data,
+            colours,
+            min_height=least,
+            min_width=least,
+            min_factor=2 if least else 1,
+        )
     except ValueError:  # PIL forgives more, and says what is wrong.
         return None
 

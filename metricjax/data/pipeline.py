@@ -110,7 +110,8 @@ def train_batches(
     """
     skipped = SkipLog() if skipped is None else skipped
     rows = host_rows(sampler.batch_size, process_index, process_count)
-    images = _Images(split, transform.prepare_train, cache_bytes, skipped)
+    prepare, enough = transform.prepare_train, transform.enough
+    images = _Images(split, prepare, enough, cache_bytes, skipped)
 
     def load(step: int) -> Batch:
         wanted = sampler[step][rows]
@@ -157,7 +158,7 @@ def test_batches(
     """
     skipped = SkipLog() if skipped is None else skipped
     rows = host_rows(batch_size, process_index, process_count)
-    images = _Images(split, transform.prepare_test, 0, skipped)
+    images = _Images(split, transform.prepare_test, transform.enough, 0, skipped)
 
     def load(number: int) -> Batch:
         first = number * batch_size
@@ -224,10 +225,12 @@ class _Images:
         self,
         split: Split,
         prepare: Callable[[np.ndarray], np.ndarray],
+        enough: int,
         cache_bytes: int,
         skipped: SkipLog,
     ):
         self._split, self._prepare, self._skipped = split, prepare, skipped
+        self._enough = enough
         self._lock = threading.Lock()
         self._kept: dict[int, np.ndarray | None] = {}
         self._bytes_left = cache_bytes
@@ -237,7 +240,7 @@ class _Images:
         if index in self._kept:
             return self._kept[index]
         try:
-            prepared = self._prepare(self._split.read(index))
+            prepared = self._prepare(self._split.read(index, self._enough))
         except UnreadableImage as error:
             self._skipped.add(error.name, error.reason)
             self._kept[index] = None

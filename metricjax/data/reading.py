@@ -77,9 +77,14 @@ class _Reader:
     boxes: np.ndarray | None
 
     def __call__(self, index: int) -> np.ndarray:
+        return self.smaller(index, 0)
+
+    def smaller(self, index: int, least: int) -> np.ndarray:
+        content = self._content(index)
         try:
-            pixels = decoding.decode(self._content(index), self.channels)
-            return pixels if self.boxes is None else _crop(pixels, self.boxes[index])
+            if self.boxes is None:
+                return decoding.decode(content, self.channels, least=least)
+            return _crop(decoding.decode(content, self.channels), self.boxes[index])
         except ValueError as error:
             raise UnreadableImage(self.paths[index], str(error)) from error
 

@@ -201,9 +201,12 @@ class _Reader:
     channels: int
 
     def __call__(self, index: int) -> np.ndarray:
+        return self.smaller(index, 0)
+
+    def smaller(self, index: int, least: int) -> np.ndarray:
         content = self.encoded(index)
         try:
-            return decoding.decode(content, self.channels)
+            return decoding.decode(content, self.channels, least=least)
         except ValueError as error:
             raise UnreadableImage(self.names[index], str(error)) from error
 

@@ -173,13 +173,23 @@ class Transform:
     augment: Callable[[np.ndarray, np.random.Generator], np.ndarray]
     prepare_test: Callable[[np.ndarray], np.ndarray]
 
+    @property
+    def enough(self) -> int:
+        """Sides of an image that both `prepare_` shrink: more pixels show no more."""
+        return 2 * _before_crop(self.config.image_size)
+
+
+def _before_crop(size: int) -> int:
+    """The side of which crops of a side are taken: 256 of 224."""
+    return round(size * 256 / 224)
+
 
 def build(config: TransformConfig) -> Transform:
     """The host functions of a recipe."""
     size = config.image_size
 
     squash = partial(resize, size=size)
-    larger, scaled = round(size * 1.125), round(size * 256 / 224)
+    larger, scaled = round(size * 1.125), _before_crop(size)
     if config.recipe == "resize_crop":
         return Transform(
             config,

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from metricjax.data import pipeline
+from metricjax.data import open_dataset, pipeline
 from metricjax.data.datasets import Split, UnreadableImage
+from metricjax.data.packing import pack
 from metricjax.data.pipeline import SkipLog
 from metricjax.data.samplers import ImageSampler
 from metricjax.data.sampling import PKSampler
@@ -194,6 +196,29 @@ def test_closing_early_stops_the_threads():
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_large_jpegs_are_read_small_where_that_is_enough(tmp_path):
+    """By whatever leads to the file; and what comes of them is nearly the same."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+        path = tmp_path / "photos" / f"class {number // 2}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse.resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=95)
+    split = open_dataset("folder", str(tmp_path / "photos")).train
+    transform = build(TransformConfig("resize_crop", 32))
+    assert 64 < transform.enough < 120
+    pack(open_dataset("folder", str(tmp_path / "photos")), str(tmp_path / "packed"))
+    packed = open_dataset("packed", str(tmp_path / "packed")).train
+    for one in (split, split.subset([2, 3]), packed):
+        assert one.read(0).shape == (240, 320, 3)
+        assert transform.enough <= one.read(0, transform.enough).shape[0] <= 120
+    whole = [transform.prepare_test(split.read(index)) for index in range(4)]
+    with pipeline.test_batches(split, transform, 4, threads=0) as batches:
+        (batch,) = batches
+    apart = np.abs(batch["images"].astype(float) - np.stack(whole))
+    assert 0 < apart.max() < 12 and apart.mean() < 2
 
 
 def test_hosts_must_divide_the_batch():
