@@ -1,5 +1,7 @@
 """Convolution against XLA's own, and which operations it becomes on each platform."""
 
+import importlib.util
+import re
 from functools import partial
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from metricjax.chips import topology
 from metricjax.models.convolution import convolve
 
 # side, strides, padding, channels in, channels out
@@ -121,6 +124,21 @@ def test_accelerators_get_native_convolutions_only(case, platform):
     forward = partial(ours, strides=strides, padding=padding)
     assert lowered(partial(with_gradients, forward), arrays, platform) == (3, 0)
     assert lowered(forward, arrays[:2], platform) == (1, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+def test_compiled_for_a_tpu_they_are_convolutions_still():
+    chip = jax.sharding.SingleDeviceSharding(topology("v5e:2x2").mesh.devices.flat[0])
+    for case in ("1x1", "3x3", "7x7 strided", "3x3 small"):
+        (strides, padding), arrays = drawn(case)
+        forward = partial(ours, strides=strides, padding=padding)
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=chip) for a in arrays]
+        program = jax.jit(partial(with_gradients, forward)).lower(*shapes).compile()
+        found = re.findall(r"= \S+ (convolution|dot|custom-call)\(", program.as_text())
+        assert found == ["convolution"] * 3, case
 
 
 @pytest.mark.parametrize("case", CASES)
