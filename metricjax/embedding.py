@@ -114,20 +114,36 @@ class Embedder:
     ) -> Float[np.ndarray, "n d"]:
         """Decoded images of any sizes, on one host.
 
-        They go in batches of a power of two times the devices, so that few programs
+        They go in batches as `embed_prepared` takes them.
+        """
+        return np.concatenate(
+            [
+                self.embed_prepared(
+                    variables,
+                    [
+                        self.transform.prepare_test(image)
+                        for image in images[start : start + self.batch_size]
+                    ],
+                )
+                for start in range(0, len(images), self.batch_size)
+            ]
+        )
+
+    def embed_prepared(
+        self, variables: Any, images: Sequence[UInt8[np.ndarray, "s s c"]]
+    ) -> Float[np.ndarray, "n d"]:
+        """1 to `batch_size` images that `transform.prepare_test` has made, on one host.
+
+        The batch is filled up to a power of two times the devices, so that few programs
         are compiled, whatever number of images comes.
         """
-        found = []
-        for start in range(0, len(images), self.batch_size):
-            some = images[start : start + self.batch_size]
-            size = self.devices.size
-            while size < len(some):
-                size *= 2
-            size = min(size, self.batch_size)
-            batch = np.zeros((size, *self.transform.config.shape), np.uint8)
-            for row, image in enumerate(some):
-                batch[row] = self.transform.prepare_test(image)
-            valid = np.ones(size, bool)
-            embeddings, _ = self._run(variables, {"images": batch, "valid": valid})
-            found.append(embeddings[: len(some)])
-        return np.concatenate(found)
+        size = self.devices.size
+        while size < len(images):
+            size *= 2
+        size = min(size, self.batch_size)
+        batch = np.zeros((size, *self.transform.config.shape), np.uint8)
+        batch[: len(images)] = images
+        embeddings, _ = self._run(
+            variables, {"images": batch, "valid": np.ones(size, bool)}
+        )
+        return embeddings[: len(images)]

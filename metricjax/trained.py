@@ -148,6 +148,12 @@ class Trained:
         """Decoded images of any sizes, with the channels of `config`."""
         return self.embedder.embed_images(self.variables, images)
 
+    def embed_prepared(
+        self, images: Sequence[UInt8[np.ndarray, "s s c"]]
+    ) -> Float[np.ndarray, "n d"]:
+        """Images that `transform.prepare_test` has made, no more than a batch."""
+        return self.embedder.embed_prepared(self.variables, images)
+
 
 def _read_json(path: Path, address: str) -> dict[str, Any]:
     try:

@@ -18,6 +18,8 @@ _SIGNATURES = (
 )
 HEAD_BYTES = 4096
 _MODES = {1: "L", 3: "RGB"}
+# Of images of more than 8 bits, at a time.
+_ROWS = 64
 _JPEG_COLOURS = {1: "Gray", 3: "YCbCr"}
 # What stands in a JPEG whose EXIF or XMP data may say how it lies.
 _MAY_TURN = (b"Exif\x00\x00", b"Orientation")
@@ -124,10 +126,25 @@ def _to_array(image: Image.Image, mode: str) -> np.ndarray:
 
 
 def _to_eight_bits(image: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits: 65535 becomes 255; of fractions, 1.0 does."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    if image.mode == "F" and values.max(initial=0.0) <= 1.0:
-        values = values * 255.0
-    elif image.mode.startswith("I;16") or values.max(initial=0.0) > 255.0:
-        values = values / 257.0
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    """Grey of more than 8 bits: 65535 becomes 255; of fractions, 1.0 does.
+
+    Some rows at a time, as they are worked out in 64 bits.
+    """
+    values = np.asarray(image)
+    starts = range(0, len(values), _ROWS)
+    blocks = [values[row : row + _ROWS] for row in starts]
+    largest = max(_finite(block).max(initial=0.0) for block in blocks)
+    factor, divisor = 1.0, 1.0
+    if image.mode == "F" and largest <= 1.0:
+        factor = 255.0
+    elif image.mode.startswith("I;16") or largest > 255.0:
+        divisor = 257.0
+    pixels = np.empty(values.shape, np.uint8)
+    for row, block in zip(starts, blocks, strict=True):
+        scaled = _finite(block) * factor / divisor
+        pixels[row : row + _ROWS] = np.clip(np.rint(scaled), 0, 255)
+    return pixels
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Thumbnails as data URIs, so that a page holds its own pictures."""
+"""Thumbnails, as files or as data URIs, so that a page holds its own pictures."""
 
 import base64
 import dataclasses
@@ -29,15 +29,43 @@ class Thumbnail:
     height: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A picture as a file.
+
+    Attributes:
+        content: the file.
+        kind: "png" or "webp".
+        pixelated: whether it is to be enlarged without smoothing.
+        width: its width in pixels.
+        height: its height in pixels.
+    """
+
+    content: bytes
+    kind: str
+    pixelated: bool
+    width: int
+    height: int
+
+
 def thumbnail(image: UInt8[np.ndarray, "h w c"]) -> Thumbnail:
-    """Encodes an image for the page.
+    """Encodes an image for the page; see `encoded`, with at most 128 pixels a side."""
+    made = encoded(image, THUMBNAIL_SIDE)
+    text = base64.b64encode(made.content).decode("ascii")
+    uri = f"data:image/{made.kind};base64,{text}"
+    return Thumbnail(uri, made.pixelated, made.width, made.height)
+
+
+def encoded(image: UInt8[np.ndarray, "h w c"], side: int) -> Encoded:
+    """Encodes an image small.
 
     Images of up to 64 pixels are kept as they are (PNG, enlarged without smoothing);
-    larger ones shrink to at most 128 pixels a side and become PNG or WebP, whichever
+    larger ones shrink to at most `side` pixels a side and become PNG or WebP, whichever
     is smaller.
 
     Args:
         image: uint8 [h, w, c] with c = 1 (grey) or 3 (RGB).
+        side: in pixels, at least 64.
 
     Raises:
         ValueError: if the array is of another type or shape.
@@ -50,13 +78,12 @@ def thumbnail(image: UInt8[np.ndarray, "h w c"]) -> Thumbnail:
         )
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     small = max(picture.size) <= SMALL_SIDE
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    encoded = [("png", _encode(picture, "PNG", optimize=True))]
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    found = [("png", _encode(picture, "PNG", optimize=True))]
     if not small:
-        encoded.append(("webp", _encode(picture, "WEBP", quality=78, method=4)))
-    kind, content = min(encoded, key=lambda one: len(one[1]))
-    text = base64.b64encode(content).decode("ascii")
-    return Thumbnail(f"data:image/{kind};base64,{text}", small, *picture.size)
+        found.append(("webp", _encode(picture, "WEBP", quality=78, method=4)))
+    kind, content = min(found, key=lambda one: len(one[1]))
+    return Encoded(content, kind, small, *picture.size)
 
 
 def _encode(picture: Image.Image, file_format: str, **options) -> bytes:

@@ -212,3 +212,10 @@ def test_jpegs_that_pil_forgives_are_read():
     np.testing.assert_array_equal(decoding.decode(data + b"trailer" * 9, 1), expected)
     with pytest.raises(ValueError):
         decoding.decode(data[: len(data) // 2], 1)
+
+
+def test_many_rows_of_sixteen_bits():
+    rows = np.linspace(0, 65535, 200).astype(np.uint16).reshape(-1, 1)
+    data = encode(Image.fromarray(np.tile(rows, (1, 5))))
+    wanted = np.tile(np.rint(rows / 257.0), (1, 5))
+    np.testing.assert_array_equal(decoding.decode(data, 1)[..., 0], wanted)

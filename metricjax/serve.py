@@ -1,0 +1,160 @@
+"""`python -m metricjax.serve`: a page and an address that answer with neighbours."""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from metricjax.errors import InputError
+from metricjax.progress import progress_bar
+
+USAGE = """\
+metricjax: a web page that finds the pictures most like yours.
+
+  python -m metricjax.serve RUN [--gallery SOURCE] [--port 8000]
+
+Then open the address that it prints, and drop a picture. It embeds the gallery first,
+once: the next start finds what this one has made.
+
+  RUN                the workdir of a finished run
+  --gallery SOURCE   what is searched: a directory, .zip, .tar, labels.csv, packed set
+                       or text list of paths (default: the test images of the run)
+  --name NAME        of the data set that SOURCE is, as for metricjax.prepare
+  --part PART        of a data set: all, train or test
+  --host HOST        to be reached at (default: 127.0.0.1, by this machine alone)
+  --port PORT        (default: 8000; 0: any that is free)
+  --batch N          pictures embedded at a time, at most (default: 32)
+  --help             this text
+
+Programs send a picture and get JSON:
+
+  curl -H 'Content-Type: image/jpeg' --data-binary @PICTURE.jpg \\
+    'http://127.0.0.1:8000/search?top=10&category=NAME&class=NAME'
+  curl -F image=@PICTURE.jpg -F top=10 http://127.0.0.1:8000/search
+
+A picture may have 16 MiB and 50 million pixels. There is no password: whoever reaches
+the address can search.
+
+Exit code: 0 ended by SIGTERM or Ctrl-C; 2 something to mend, told in one sentence; 130
+stopped before it served; 1 a fault of metricjax, with a traceback.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or {"--help", "-h", "-help"} & set(arguments):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    try:
+        return _run(_parse(arguments))
+    except InputError as error:
+        print(f"metricjax: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "metricjax: stopped; the same command goes on from here.", file=sys.stderr
+        )
+        return 130
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
+    parser.add_argument("run")
+    parser.add_argument("--gallery")
+    parser.add_argument("--name")
+    parser.add_argument("--part")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args(arguments)
+    if not 0 <= options.port < 2**16:
+        raise InputError(f"--port is {options.port}: it must be 0 to 65535.")
+    if options.batch < 1:
+        raise InputError(f"--batch is {options.batch}: it must be 1 or more.")
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        from metricjax.serving import server
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} is not installed, which the server needs: "
+            "pip install 'metricjax[serve]'."
+        ) from error
+    bound = server.bind(options.host, options.port)
+    say = partial(print, flush=True)
+    app = _application(options, server.is_loopback(bound), say)
+
+    def ready() -> None:
+        if not server.is_loopback(bound):
+            say(
+                f"Anyone who reaches {options.host} can search the gallery and see its "
+                "pictures: there is no password."
+            )
+        say(f"{server.address_of(bound)} is ready; Ctrl-C ends it.")
+
+    server.run(app, bound, ready)
+    return 0
+
+
+def _application(options: argparse.Namespace, is_local: bool, say):
+    """The index, the model and their routes; what takes long is said."""
+    from metricjax import program_cache
+    from metricjax.index import Index
+    from metricjax.serving import application, guard, searching, uploads
+    from metricjax.serving.batches import Batches
+    from metricjax.serving.catalog import Catalog, threshold_of
+    from metricjax.trained import Trained
+
+    program_cache.use()
+    trained = Trained.open(options.run)
+    is_own = options.gallery is None and options.name is None
+    part = options.part or ("test" if is_own else None)
+    with progress_bar("embedding") as progress:
+        index = Index.open(
+            trained,
+            options.gallery,
+            name=options.name,
+            part=part,
+            say=say,
+            progress=progress,
+        )
+    pages = {name: Path(options.run) / name for name in application.PAGES}
+    pages = {name: path for name, path in pages.items() if path.is_file()}
+    explored = "explorer.html" in pages and is_own and part == "test"
+    catalog = Catalog(index, threshold_of(trained.results), explored)
+    searcher = searching.Searcher(catalog, trained.embed_prepared)
+    size = min(options.batch, trained.embedder.batch_size)
+    say(f"compiling for batches of up to {size} pictures")
+    searching.warm(searcher, trained.transform.config.shape, size)
+    transform = trained.transform
+    service = application.Service(
+        title=_title(options.gallery, options.name or trained.config.data.name, part),
+        catalog=catalog,
+        batches=Batches(searcher, size=size),
+        decoder=uploads.Decoder(transform.prepare_test, transform.config.channels),
+        receiver=uploads.Receiver(uploads.Limits()),
+        pages=pages,
+        threads=ThreadPoolExecutor(max(2, os.cpu_count() or 1), "decode"),
+    )
+    return application.application(service, guard.LOOPBACK if is_local else None)
+
+
+def _title(source: str | None, name: str, part: str | None) -> str:
+    """What the page calls the gallery."""
+    title = os.path.basename(os.path.normpath(source)) if source else name
+    return title if part in (None, "all") else f"{title}, {part} images"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
