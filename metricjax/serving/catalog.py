@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from metricjax.data import decoding
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import suggestion
 from metricjax.reports import thumbnails
@@ -163,15 +164,20 @@ class Catalog:
         return rows[np.concatenate([first, rest])][:count].tolist()
 
     def _thumbnail(self, image: int) -> thumbnails.Encoded:
-        """A small picture of an image.
+        """A small picture of an image, in colour where its file is.
 
         Raises:
           Refused: its file cannot be read any more.
         """
         try:
-            return thumbnails.encoded(self.split.read(image), _SIDE)
-        except UnreadableImage as error:
+            content = self.split.encoded(image)
+            if content is None:
+                pixels = self.split.read(image)
+            else:
+                pixels = decoding.decode(content, 3, least=2 * _SIDE)
+        except (UnreadableImage, ValueError) as error:
             raise Refused(404, f"Image {image} cannot be read any more.") from error
+        return thumbnails.encoded(pixels, _SIDE)
 
 
 def threshold_of(results: dict[str, Any]) -> float | None:

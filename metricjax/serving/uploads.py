@@ -215,9 +215,7 @@ class Decoder:
         pixels = _count_pixels(content)
         with self._alone if pixels > _MANY else contextlib.nullcontext():
             try:
-                image = decoding.decode(
-                    content, self._channels, max_pixels=MAX_PIXELS, formats=FORMATS
-                )
+                image = decoding.decode(content, self._channels)
             except ValueError as error:
                 reason = str(error).rstrip(".")[:200]
                 raise Refused(

@@ -4,9 +4,16 @@ As a program, `python served.py DIRECTORY [PORT]`, it serves as `metricjax.serve
 """
 
 import csv
+import http.client
 import io
+import json
+import re
+import signal
+import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -104,6 +111,59 @@ def serve(directory, port=0) -> None:
     )
     bound = server.bind("127.0.0.1", port)
     server.run(app, bound, lambda: print(server.address_of(bound), flush=True))
+
+
+class Process:
+    """A server as a process, and what may be asked of it.
+
+    Args:
+      program: arguments of Python.
+    """
+
+    def __init__(self, *program, **options):
+        self.process = subprocess.Popen(
+            [sys.executable, *program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        said = []
+        for line in self.process.stdout:
+            said.append(line)
+            if found := re.match(r"http://127\.0\.0\.1:(\d+)/", line):
+                break
+        else:
+            raise AssertionError("".join(said) + self.process.communicate()[1])
+        self.said = "".join(said)
+        self.port = int(found[1])
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    def ask(self, method, path, body=None, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def peak(self) -> int:
+        """Bytes of memory that it has needed at most."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out, err
+
+
+def start(gallery) -> Process:
+    """This file as a program."""
+    return Process(__file__, str(gallery))
 
 
 if __name__ == "__main__":

@@ -1,73 +1,20 @@
 """The server as a process: slow clients, many clients, bombs, and its end."""
 
-import http.client
-import json
-import re
+import asyncio
 import signal
-import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import served
+import uvicorn
 from test_uploads import BOMB, jpeg_of
+from uvicorn.server import ServerState
 
 from metricjax.errors import InputError
 from metricjax.serving import server
 
 PICTURE = served.encode(served.draw(served.KINDS[0][2]))
-
-
-class Process:
-    """`served.py` as a process, and what may be asked of it."""
-
-    def __init__(self, gallery):
-        program = [sys.executable, Path(served.__file__), gallery]
-        self.process = subprocess.Popen(
-            program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        line = self.process.stdout.readline()
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/\n", line)
-        assert found, line + self.process.communicate()[1]
-        self.port = int(found[1])
-
-    def connect(self):
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
-
-    def ask(self, method, path, body=None, **headers):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            connection.close()
-
-    def peak(self) -> int:
-        """Bytes of memory that it has needed at most."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=30)
-        return self.process.returncode, out, err
-
-
-@pytest.fixture(scope="module")
-def gallery(tmp_path_factory):
-    return served.make_gallery(tmp_path_factory.mktemp("gallery"))
-
-
-@pytest.fixture(scope="module")
-def running(gallery):
-    running = Process(gallery)
-    yield running
-    code, _, err = running.end()
-    assert (code, err) == (0, "")  # None of the tests has made it fail.
 
 
 def read_all(connection) -> bytes:
@@ -153,16 +100,11 @@ class Alone(server._Punctual):
     """Without a server around it."""
 
     def __init__(self, loop):
-        import uvicorn
-        from uvicorn.server import ServerState
-
         config = uvicorn.Config(lambda *_: None, log_config=None)
         super().__init__(config, ServerState(), {}, loop)
 
 
 def test_a_head_that_does_not_come(monkeypatch):
-    import asyncio
-
     monkeypatch.setattr(server, "_HEAD_SECONDS", 0.05)
 
     async def talk(*parts):
@@ -183,8 +125,8 @@ def test_a_head_that_does_not_come(monkeypatch):
     assert asyncio.run(talk(b"GET / HT", b"TP/1.1\r\nHo")) == b""
 
 
-def test_it_ends_when_told_and_answers_first(gallery):
-    running = Process(gallery)
+def test_it_ends_when_told_and_answers_first(tmp_path):
+    running = served.start(served.make_gallery(tmp_path))
     with running.connect() as idle, running.connect() as connection:
         head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
         connection.sendall(head % len(PICTURE) + PICTURE[:-9])
