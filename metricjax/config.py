@@ -34,6 +34,9 @@ class DataConfig:
       closed_set: allow classes that stand in both train and test.
       cropped: crop the images to the official bounding boxes, of `cub` and `cars`.
       holdout: share of the training classes held out for validation.
+      folds: parts of the training classes of which one is held out instead, see
+        `datasets.fold` and `--mode folds`; 0: none.
+      fold: which of them, 0 to folds - 1.
       turns: 1 to 4 quarter turns of the training images, each a class of its own, see
         `datasets.with_turns`.
       transform: how images are prepared and augmented.
@@ -47,6 +50,8 @@ class DataConfig:
     closed_set: bool = False
     cropped: bool = False
     holdout: float = 0.15
+    folds: int = 0
+    fold: int = 0
     turns: int = 1
     transform: TransformConfig = TransformConfig()
     threads: int | None = None
@@ -69,13 +74,19 @@ class EvaluationConfig:
       recall_at: the K of Recall@K.
       batch_size: images embedded at a time.
       select_by: validation metric by which the best checkpoint is chosen.
+      select_on_test: choose it on the test classes, and train on all others. Such
+        numbers are too good; results and report are stamped.
       bootstrap: resamples of the classes for the intervals.
+      clustering_restarts: first guesses of the k-means whose NMI, AMI and F1 stand
+        beside the metrics of the test classes; 0: none.
     """
 
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
     batch_size: int = 256
     select_by: str = "map@r"
+    select_on_test: bool = False
     bootstrap: int = 1000
+    clustering_restarts: int = 0
 
     def __post_init__(self):
         if 1 not in self.recall_at or min(self.recall_at) < 1:
@@ -89,6 +100,11 @@ class EvaluationConfig:
                     f"config.evaluation.{name} is {getattr(self, name)}: it must be 1 "
                     "or more."
                 )
+        if self.clustering_restarts < 0:
+            raise InputError(
+                f"config.evaluation.clustering_restarts is {self.clustering_restarts}: "
+                "it must be 0 or more."
+            )
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,22 @@ def _check_selection(config: "RunConfig") -> None:
             f"config.evaluation.select_by is {config.evaluation.select_by!r}: choose "
             f"one of {', '.join(metrics)}."
         )
+    data = config.data
+    if data.folds and not (data.folds > 1 and 0 <= data.fold < data.folds):
+        raise InputError(
+            f"config.data.folds is {data.folds} and config.data.fold {data.fold}: "
+            "there must be 2 folds or more, numbered from 0."
+        )
+    if data.fold and not data.folds:
+        raise InputError(
+            f"config.data.fold is {data.fold}, but config.data.folds is 0: say how "
+            "many folds there are."
+        )
+    if data.folds and config.evaluation.select_on_test:
+        raise InputError(
+            "config.evaluation.select_on_test holds out no training classes, but "
+            f"config.data.folds={data.folds} does: choose one of the two."
+        )
 
 
 def _nearest(value: int, multiple: int) -> int:

@@ -6,7 +6,7 @@ from metricjax.config import EvaluationConfig
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.embedding import Embedded
-from metricjax.evaluation import neighbors, retrieval
+from metricjax.evaluation import clustering, neighbors, retrieval
 from metricjax.reports.page import Gallery
 
 # Side of the images whose pixels are compared, at most.
@@ -14,22 +14,62 @@ _PIXEL_SIDE = 32
 
 
 def judge(
-    embedded: Embedded, split: Split, config: EvaluationConfig, bootstrap: int
+    embedded: Embedded,
+    split: Split,
+    config: EvaluationConfig,
+    bootstrap: int,
+    *,
+    by_class: bool = False,
+    per_query: bool = False,
 ) -> dict:
-    """`evaluation.retrieval` of a split's queries in its gallery."""
+    """`evaluation.retrieval` of a split's queries in its gallery.
+
+    Args:
+      bootstrap: resamples of the intervals, 0 for none.
+      by_class: with averages over classes.
+      per_query: with `per_query`, whose `query` counts in the split.
+    """
     queries, gallery, own_index = _roles(embedded, split)
     sides = {} if own_index is None else {
         "gallery": embedded.embeddings[gallery],
         "gallery_labels": split.labels[gallery],
         "own_index": own_index,
     }  # fmt: skip
-    return retrieval(
+    found = retrieval(
         embedded.embeddings[queries],
         split.labels[queries],
         recall_at=config.recall_at,
         bootstrap=bootstrap,
+        per_class=by_class,
+        per_query=per_query,
         **sides,
     )
+    found.pop("per_class", None)  # It follows from what is known of each query.
+    if per_query:
+        found["per_query"]["query"] = queries[found["per_query"]["query"]]
+    return found
+
+
+def cluster(
+    embedded: Embedded, split: Split, config: EvaluationConfig, seed: int, devices=None
+) -> dict:
+    """`evaluation.clustering` of all images of a split, as results.json holds it.
+
+    Returns:
+      `nmi`, `ami`, `f1`, and the rest under `clustering`; nothing if the config asks
+      for none.
+    """
+    if not config.clustering_restarts:
+        return {}
+    found = clustering(
+        embedded.embeddings[embedded.valid],
+        split.labels[embedded.valid],
+        seed=seed,
+        restarts=config.clustering_restarts,
+        mesh=devices,
+    )
+    scores = {name: found.pop(name) for name in ("nmi", "ami", "f1")}
+    return {**scores, "clustering": found}
 
 
 def judge_learners(

@@ -76,9 +76,7 @@ class Run:
         Raises:
           InputError: whatever does not fit together.
         """
-        train, validation = datasets.holdout(
-            dataset.train, config.data.holdout, config.seed
-        )
+        train, validation = _divided(dataset, config)
         _check_depths(config, validation, dataset.test)
         train = datasets.with_turns(train, config.data.turns)
         sampler = samplers.build(
@@ -213,6 +211,8 @@ class Run:
         config = self.config
         for note in self.dataset.notes:
             say(note)
+        if config.evaluation.select_on_test:
+            say("warning: the best checkpoint is chosen on the test classes")
         counts = self.describe()
         for part in ("train", "validation", "test"):
             of = counts[part]
@@ -257,6 +257,18 @@ def in_words(devices: jax.sharding.Mesh) -> str:
     kind = devices.devices.flat[0].platform
     one = "chip" if kind == "tpu" else "device"
     return f"{devices.size} {kind} {one}{'s' if devices.size > 1 else ''}"
+
+
+def _divided(
+    dataset: datasets.Dataset, config: RunConfig
+) -> tuple[datasets.Split, datasets.Split]:
+    """What is trained on, and what chooses the best checkpoint."""
+    if config.evaluation.select_on_test:
+        return dataset.train, dataset.test
+    data = config.data
+    if data.folds:
+        return datasets.fold(dataset.train, data.folds, data.fold)
+    return datasets.holdout(dataset.train, data.holdout, config.seed)
 
 
 def _check_depths(config: RunConfig, *splits: datasets.Split) -> None:

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import jax
 
-from metricjax import agreement, analyses, bucket, judging, mesh, step, thresholds
+from metricjax import (
+    agreement,
+    analyses,
+    bucket,
+    judging,
+    mesh,
+    outcomes,
+    step,
+    thresholds,
+)
 from metricjax.checkpoints import digest
 from metricjax.config import RunConfig, to_dict
 from metricjax.data import pipeline
@@ -21,7 +30,7 @@ from metricjax.meter import Meter
 from metricjax.models import pretrained
 from metricjax.reports import page
 from metricjax.run import Run
-from metricjax.workdir import claim, write_atomically
+from metricjax.workdir import claim, write_atomically, written_whole
 
 
 def train(config: RunConfig, workdir: Path | str, name: str) -> bool:
@@ -137,7 +146,7 @@ def _open_batches(run, start) -> pipeline.Batches:
 
 
 def _validate(run, state, done, journal) -> dict[str, float]:
-    """Retrieval metrics of the held-out training classes."""
+    """Retrieval metrics of the images that choose the best checkpoint."""
     metrics = run.judge(state.variables, run.validation, bootstrap=0)
     values = {name: v for name, v in metrics.items() if isinstance(v, float)}
     journal.record(done, "validation", values)
@@ -152,7 +161,11 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     test, evaluation = run.dataset.test, run.config.evaluation
     untrained = run.embed(run.init_state().variables, test)
     trained = run.embed(chosen.variables, test)
-    results = judging.judge(trained, test, evaluation, evaluation.bootstrap)
+    results = judging.judge(
+        trained, test, evaluation, evaluation.bootstrap, by_class=True, per_query=True
+    )
+    per_query = results.pop("per_query")
+    results |= judging.cluster(trained, test, evaluation, run.config.seed, run.mesh)
     if run.config.model.ensemble > 1:
         results["learners"] = judging.judge_learners(
             trained, test, evaluation, run.config.model.ensemble
@@ -161,11 +174,16 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     history = read_history(run.workdir / "metrics.jsonl")
     results |= {
         "floor": floor,
-        "untrained": judging.judge(untrained, test, evaluation, evaluation.bootstrap),
+        "untrained": judging.judge(
+            untrained, test, evaluation, evaluation.bootstrap, by_class=True
+        ),
         "validation": _last(history, "validation", selected_step),
         "compiled": _last(history, "compiled"),
         "selected_step": selected_step,
-        "selected_by": f"{evaluation.select_by} on held-out training classes",
+        "selected_by": f"{evaluation.select_by} on "
+        + ("test" if evaluation.select_on_test else "held-out training")
+        + " classes",
+        "selected_on_test": evaluation.select_on_test,
         "parameters_sha256": digest(mesh.to_host(state.trained)),
         "config": name,
         "seed": run.config.seed,
@@ -187,6 +205,8 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     pretrained.save(
         run.workdir / "model.safetensors", run.model, mesh.to_host(chosen.variables)
     )
+    with written_whole(run.workdir / outcomes.FILE) as temporary:
+        temporary.write_bytes(outcomes.pack(per_query, test))
     results_path = run.workdir / "results.json"
     write_atomically(results_path, json.dumps(results, indent=1) + "\n")
     report = run.workdir / "report.html"

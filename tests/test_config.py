@@ -146,6 +146,17 @@ def test_the_defaults_list_every_setting():
         ({"evaluation__recall_at": (0, 1)}, ["recall_at is (0, 1)", "1 or more"]),
         ({"evaluation__recall_at": (2, 4)}, ["recall_at is (2, 4)", "1 one of them"]),
         (
+            {"evaluation__clustering_restarts": -1},
+            ["config.evaluation.clustering_restarts is -1", "0 or more"],
+        ),
+        ({"data__folds": 1}, ["config.data.folds is 1", "2 folds or more"]),
+        ({"data__folds": 4, "data__fold": 4}, ["folds is 4", "fold 4", "from 0"]),
+        ({"data__fold": 1}, ["config.data.fold is 1", "config.data.folds is 0"]),
+        (
+            {"data__folds": 4, "evaluation__select_on_test": True},
+            ["config.evaluation.select_on_test", "data.folds=4", "one of the two"],
+        ),
+        (
             {"evaluation__select_by": "recall@3"},
             ["config.evaluation.select_by is 'recall@3'", "recall@1", "map@r"],
         ),

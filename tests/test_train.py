@@ -16,8 +16,9 @@ import pytest
 import tiny as tiny_module
 from safetensors.numpy import load_file
 
-from metricjax import command_line, models
+from metricjax import command_line, models, outcomes
 from metricjax.config import from_config_dict
+from metricjax.evaluation import by_class
 from metricjax.models import cost, pretrained
 from metricjax.run import Run
 
@@ -63,7 +64,7 @@ def test_what_a_run_leaves(tiny):
     workdir = tiny.finished
     names = {path.name for path in workdir.iterdir()} - {"tensorboard"}
     files = {"config.json", "metrics.jsonl", "results.json", "report.html"}
-    files |= {"model.safetensors"}
+    files |= {"model.safetensors", "queries.npz"}
     assert names == files | {"checkpoints"}
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     selected = results_of(workdir)["selected_step"]
@@ -104,6 +105,7 @@ def test_an_ensemble_is_trained_and_judged(tiny, tmp_path, head):
 def test_results(tiny):
     results = results_of(tiny.finished)
     metrics = [f"recall@{k}" for k in (1, 2, 4, 8)] + ["r_precision", "map@r"]
+    metrics += [f"macro_{name}" for name in metrics]
     for judged in (results, results["untrained"]):
         assert judged["queries"] == tiny_module.TEST * tiny_module.IMAGES
         assert judged["lone_queries"] == 0 and judged["ties"] >= 0
@@ -133,6 +135,17 @@ def test_results(tiny):
     assert results["dataset"]["name"] == "folder"
     assert results["dataset"]["skipped"] == []
     assert results["dataset"]["closed_set"] is False
+    assert results["selected_on_test"] is False and "nmi" not in results
+
+
+def test_values_of_the_queries_are_kept(tiny):
+    results = results_of(tiny.finished)
+    arrays = outcomes.unpack((tiny.finished / outcomes.FILE).read_bytes(), "")
+    assert len(arrays["query"]) == results["queries"]
+    for name, values in outcomes.metrics(arrays).items():
+        assert np.mean(values) == pytest.approx(results[name], abs=1e-6)
+        macro = np.mean(by_class(arrays | {name: values})[name])
+        assert macro == pytest.approx(results[f"macro_{name}"], abs=1e-6)
 
 
 def test_metrics_of_the_steps(tiny):

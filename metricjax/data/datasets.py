@@ -296,12 +296,47 @@ def holdout(split: Split, fraction: float, seed: int) -> tuple[Split, Split]:
             "add classes."
         )
     order = streams.stream(seed, streams.HOLDOUT).permutation(split.num_classes)
+    return _without(split, order[:count])
+
+
+def fold(split: Split, folds: int, number: int) -> tuple[Split, Split]:
+    """Cuts off one of several equal parts of the classes for validation.
+
+    The parts are stretches of the classes in their order, the larger ones first where
+    they cannot be equal; so they are the same for every seed. There every image is both
+    query and gallery.
+
+    Args:
+      split: the split to cut, usually the training half.
+      folds: how many parts, 2 or more.
+      number: which of them, 0 to folds - 1.
+
+    Returns:
+      (train, validation), classes disjoint, labels of each dense.
+
+    Raises:
+      InputError: fewer than two classes in a part, or none with two images.
+
+    Source:
+      Musgrave, Belongie and Lim, A Metric Learning Reality Check (ECCV 2020), section
+      3: cross validation over the training half, the folds disjoint by class.
+    """
+    if split.num_classes < 2 * folds:
+        raise InputError(
+            f"config.data.folds is {folds}, but {split.num_classes} training classes "
+            "do not fill so many parts with two classes each: ask for fewer."
+        )
+    return _without(split, np.array_split(np.arange(split.num_classes), folds)[number])
+
+
+def _without(split: Split, classes: np.ndarray) -> tuple[Split, Split]:
+    """The images of other classes, and those of `classes`, for validation."""
     held = np.zeros(split.num_classes, bool)
-    held[order[:count]] = True
+    held[classes] = True
     if np.bincount(split.labels)[held].max() < 2:
         raise InputError(
-            f"None of the {count} classes held out for validation has two images, so "
-            "no query has anything to find: hold out a larger share of the classes."
+            f"None of the {len(classes)} classes held out for validation has two "
+            "images, so no query has anything to find: hold out more of the classes."
         )
     is_held = held[split.labels]
     validation = split.subset(is_held)

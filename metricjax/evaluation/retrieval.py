@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from metricjax.errors import InputError
-from metricjax.evaluation.intervals import bootstrap_over_classes
+from metricjax.evaluation.averages import by_class, over_classes, over_queries
+from metricjax.evaluation.labels import checked_labels, dense_labels
 from metricjax.evaluation.neighbors import (
     Gallery,
     Kept,
@@ -31,6 +32,8 @@ def retrieval(
     mesh=None,
     bootstrap: int = 1000,
     seed: int = 0,
+    per_class: bool = False,
+    per_query: bool = False,
 ) -> dict:
     """Retrieval metrics of unit-length embeddings, ranked by their dot product.
 
@@ -62,6 +65,8 @@ def retrieval(
         mesh: `jax.sharding.Mesh` over whose devices the queries are spread, or None.
         bootstrap: resamples of the intervals; 0 leaves `intervals` empty.
         seed: of the resampling.
+        per_class: also return each class's values, and their averages over classes.
+        per_query: also return each query's values.
 
     Returns:
         A dict of floats in [0, 1], `recall@K` for each K, `r_precision`, `map@r`; of
@@ -69,6 +74,11 @@ def retrieval(
         `ties` (queries of which some value depends on the order of ties); and
         `intervals`, {metric: (low, high)}, 95% over resampled classes
         (`intervals.bootstrap_over_classes`).
+
+        With `per_class` also `macro_recall@K`, `macro_r_precision` and `macro_map@r`,
+        in which every class counts the same, with their intervals; and `per_class`,
+        arrays of [classes], see `averages.by_class`. With `per_query` also `per_query`,
+        arrays of [queries]: `query`, the row of `embeddings`; `label`; each metric.
 
     Raises:
         InputError: rows that are not finite or not of unit length, shapes that do not
@@ -91,8 +101,9 @@ def retrieval(
         gallery = unit_rows(gallery, "gallery", width=queries.shape[1])
         if gallery_labels is None:
             raise InputError("gallery came without gallery_labels: give both.")
-    labels, gallery_labels = _dense_labels(
-        checked_labels(labels, "labels", len(queries)),
+    given = checked_labels(labels, "labels", len(queries))
+    labels, gallery_labels = dense_labels(
+        given,
         checked_labels(gallery_labels, "gallery_labels", len(gallery)),
     )
     own_index = own_rows(own_index, len(queries), len(gallery))
@@ -123,19 +134,21 @@ def retrieval(
             values[mine], tied[mine] = _expected(kept, relevant[mine], recall_at)
 
     names = [*(f"recall@{depth}" for depth in recall_at), "r_precision", "map@r"]
-    values = values[counted]
-    intervals = {}
-    if bootstrap:
-        pairs = bootstrap_over_classes(
-            values, labels[counted], resamples=bootstrap, seed=seed
-        )
-        intervals = dict(zip(names, pairs, strict=True))
+    each = {"query": counted, "label": given[counted]}
+    each |= dict(zip(names, values[counted].T, strict=True))
+    means, intervals = over_queries(each, bootstrap=bootstrap, seed=seed)
+    asked = {"per_query": each} if per_query else {}
+    if per_class:
+        asked["per_class"] = by_class(each)
+        macro = over_classes(asked["per_class"], bootstrap=bootstrap, seed=seed)
+        means, intervals = means | macro[0], intervals | macro[1]
     return {
-        **dict(zip(names, values.mean(axis=0).tolist(), strict=True)),
+        **means,
         "queries": len(counted),
         "lone_queries": len(queries) - len(counted),
         "ties": int(tied.sum()),
         "intervals": intervals,
+        **asked,
     }
 
 
@@ -266,23 +279,6 @@ def _relevant_counts(
     counts = np.bincount(gallery_labels, minlength=size)[labels]
     own = (own_index >= 0) & (gallery_labels[own_index] == labels)
     return counts - own
-
-
-def _dense_labels(labels: np.ndarray, gallery_labels: np.ndarray):
-    """Both as int32 numbers 0 .. classes-1, whatever integers they were."""
-    both = np.concatenate([labels, gallery_labels])
-    dense = np.unique(both, return_inverse=True)[1].astype(np.int32)
-    return dense[: len(labels)], dense[len(labels) :]
-
-
-def checked_labels(labels, name: str, count: int) -> np.ndarray:
-    array = np.asarray(labels)
-    if array.shape != (count,) or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(
-            f"{name} is {array.dtype} of shape {array.shape}: give one whole number "
-            f"for each of the {count} rows."
-        )
-    return array
 
 
 def _checked_depths(recall_at: Sequence[int], available: int) -> tuple[int, ...]:

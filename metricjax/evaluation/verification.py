@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
 from metricjax.evaluation.intervals import bootstrap_of_pairs, bootstrap_of_ratios
+from metricjax.evaluation.labels import checked_labels
 from metricjax.evaluation.neighbors import unit_rows
-from metricjax.evaluation.retrieval import checked_labels
 
 FALSE_MATCH_RATES = (0.1, 0.01, 1e-3, 1e-4)
 

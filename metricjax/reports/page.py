@@ -42,8 +42,9 @@ def write(
         path: the HTML file; one that exists is replaced.
         results: as in results.json: metrics by name in 0..1 (`recall@1`, `map@r`, ...)
             with `intervals`, `floor`, `untrained`, `validation`, `queries`,
-            `dataset` (`train`, `validation` and `test`, each with `classes` and
-            `images`, or the same flat: `train_classes`; `skipped`, `notes`),
+            `selected_on_test`, `dataset` (`train`, `validation` and `test`, each with
+            `classes` and `images`, or the same flat: `train_classes`; `skipped`,
+            `notes`),
             `warnings` (sentences), and whatever else is to stand under the run's
             details. All may be missing.
         history: the lines of metrics.jsonl, see `figures.panels`.
@@ -88,7 +89,7 @@ def render(
     rows = gallery_rows(galleries, image, name)
     return template("template.html").render(
         dataset=counts.get("name") or settings.get("data.name") or "",
-        tiles=_tiles(counts),
+        tiles=_tiles(counts, bool(results.get("selected_on_test"))),
         closed_set=bool(counts.get("closed_set", settings.get("data.closed_set"))),
         headline=_headline(results),
         metrics=_metrics(results),
@@ -150,13 +151,15 @@ def _interval(values: Mapping | None, key: str) -> tuple[float, float] | None:
     return float(pair[0]), float(pair[1])
 
 
-def _tiles(counts: Mapping) -> list[dict]:
+def _tiles(counts: Mapping, selected_on_test: bool) -> list[dict]:
     """The three sets of classes: trained on, choosing, tested on."""
     titles = {
         "train": ("Trained on", "seen"),
         "validation": ("Chose the step", "held out of training"),
         "test": ("Tested on", "never seen in training"),
     }
+    if selected_on_test:
+        titles["validation"] = ("Chose the step", "the same as tested on")
     tiles = []
     for key, (title, remark) in titles.items():
         classes, images = counts.get(f"{key}_classes"), counts.get(f"{key}_images")
@@ -199,21 +202,30 @@ def _headline(results: Mapping) -> dict:
 
 
 def _order(key: str) -> tuple:
-    recall = re.fullmatch(r"recall@(\d+)", key)
-    return (0, int(recall[1]), key) if recall else (1, 0, key)
+    macro = key.startswith("macro_")
+    recall = re.fullmatch(r"(?:macro_)?recall@(\d+)", key)
+    return (macro, 0, int(recall[1]), key) if recall else (macro, 1, 0, key)
 
 
 def _is_metric(key: str, results: Mapping) -> bool:
-    known = re.fullmatch(r"recall@\d+|(macro_)?(r_precision|map@r)|nmi|f1", key)
+    known = re.fullmatch(r"(macro_)?(recall@\d+|r_precision|map@r)|nmi|ami|f1", key)
     return bool(known) or key in (results.get("intervals") or {})
+
+
+def _title(key: str) -> str:
+    """What a metric is called: `macro_recall@1` is Recall@1, by class."""
+    titles = {"r_precision": "R-precision", "map@r": "MAP@R"}
+    titles |= {"nmi": "NMI", "ami": "AMI", "f1": "F1"}
+    name = key.removeprefix("macro_")
+    title = titles.get(name, name.capitalize())
+    return title if name == key else f"{title}, by class"
 
 
 def _metrics(results: Mapping) -> list[dict]:
     keys = [key for key in results if _is_metric(key, results)]
-    titles = {"r_precision": "R-precision", "map@r": "MAP@R", "nmi": "NMI", "f1": "F1"}
     return [
         {
-            "title": titles.get(key, key.capitalize()),
+            "title": _title(key),
             "value": _share(results, key),
             "interval": _interval(results, key),
             "before": _share(results.get("untrained"), key),

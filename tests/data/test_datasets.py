@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metricjax import data
-from metricjax.data.datasets import Split, options_of, with_turns
+from metricjax.data.datasets import Split, fold, options_of, with_turns
 from metricjax.errors import InputError
 
 
@@ -162,3 +162,19 @@ def test_unreadable_image_tells_name_and_reason_and_can_be_pickled():
     error = pickle.loads(pickle.dumps(data.UnreadableImage("a.png", "it is cut")))
     assert (error.name, error.reason) == ("a.png", "it is cut")
     assert str(error) == "a.png cannot be read: it is cut"
+
+
+def test_folds_are_stretches_of_the_classes_each_held_out_once():
+    split = toy_split(classes=10)
+    held = []
+    for number in range(4):
+        train, validation = fold(split, 4, number)
+        assert {*train.class_names} | {*validation.class_names} == {*split.class_names}
+        assert not {*train.class_names} & {*validation.class_names}
+        assert validation.is_query.all() and validation.is_gallery.all()
+        assert len(train) + len(validation) == len(split)
+        held.append(validation.class_names)
+    assert [len(names) for names in held] == [3, 3, 2, 2]
+    assert sum(held, ()) == split.class_names
+    with pytest.raises(InputError, match="folds is 6, but 10 training classes"):
+        fold(split, 6, 0)

@@ -10,7 +10,7 @@ import pytest
 import reference
 
 from metricjax.errors import InputError
-from metricjax.evaluation import retrieval
+from metricjax.evaluation import by_class, retrieval
 
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r")
 
@@ -338,3 +338,49 @@ def test_equals_pytorch_metric_learning():
     assert ours["r_precision"] == pytest.approx(theirs["r_precision"], abs=1e-6)
     expected = theirs["mean_average_precision_at_r"]
     assert ours["map@r"] == pytest.approx(expected, abs=1e-6)
+
+
+def uneven():
+    """Classes of one to nine images, labels with gaps, one of them alone."""
+    embeddings, labels = clusters(9, 9, noise=0.8)
+    rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
+    kept = rank <= labels
+    return embeddings[kept], labels[kept] * 100
+
+
+def test_values_of_each_query_are_those_of_a_full_sort():
+    embeddings, labels = uneven()
+    result = retrieval(embeddings, labels, per_query=True)
+    each, own = result["per_query"], np.arange(len(labels))
+    expected = reference.retrieval_values(
+        embeddings, labels, embeddings, labels, own, (1, 2, 4, 8)
+    )
+    np.testing.assert_array_equal(each["query"], np.flatnonzero(labels != 0))
+    np.testing.assert_array_equal(each["label"], labels[each["query"]])
+    for column, name in enumerate(METRICS):
+        np.testing.assert_allclose(
+            each[name], expected[each["query"], column], atol=1e-12
+        )
+
+
+def test_every_class_counts_the_same_in_macro_averages():
+    embeddings, labels = uneven()
+    result = retrieval(
+        embeddings, labels, per_class=True, per_query=True, bootstrap=200
+    )
+    each, classes = result["per_query"], result["per_class"]
+    np.testing.assert_array_equal(classes["label"], np.arange(1, 9) * 100)
+    np.testing.assert_array_equal(classes["queries"], np.arange(2, 10))
+    for name in METRICS:
+        means = [each[name][each["label"] == c].mean() for c in classes["label"]]
+        np.testing.assert_allclose(classes[name], means, atol=1e-12)
+        assert result[f"macro_{name}"] == pytest.approx(np.mean(means), abs=1e-12)
+        low, high = result["intervals"][f"macro_{name}"]
+        assert 0 <= low <= result[f"macro_{name}"] <= high <= 1
+    assert result["macro_map@r"] != pytest.approx(result["map@r"], abs=1e-3)
+    plain = retrieval(embeddings, labels, bootstrap=200)
+    assert {k: result[k] for k in set(plain) - {"intervals"}} == {
+        k: plain[k] for k in set(plain) - {"intervals"}
+    }
+    assert all(result["intervals"][k] == v for k, v in plain["intervals"].items())
+    np.testing.assert_equal(by_class(each), classes)

@@ -289,3 +289,19 @@ def test_names_that_are_no_unicode_are_written(tmp_path):
         name=lambda index: os.fsdecode(b"photo\xff.png"),
     )
     assert "photo?.png" in path.read_text(encoding="utf-8")
+
+
+def test_selected_on_test_is_stamped():
+    assert "Selected on test" not in render()
+    text = render(results=RESULTS | {"selected_on_test": True})
+    assert "Selected on test" in text and "selected on the test classes" in text
+    assert "never on the test classes" not in text
+
+
+def test_averages_by_class_and_clustering_have_names_and_definitions():
+    found = {"macro_recall@1": 0.5, "macro_map@r": 0.25, "nmi": 0.75, "ami": 0.7}
+    about = {"normalization": "arithmetic", "restarts": 3, "seed": 0}
+    text = render(results=RESULTS | found | {"f1": 0.125, "clustering": about})
+    for words in ("Recall@1, by class", "MAP@R, by class", "NMI", "AMI", "12.5%"):
+        assert words in text
+    assert "best of 3 first guesses" in text
