@@ -7,13 +7,12 @@ import platform
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jax._src import distributed
 
-from metricjax.config import RunConfig, to_dict
+from metricjax.config import RunConfig, flat, to_dict
 from metricjax.data.datasets import Dataset
 from metricjax.data.places import Place, open_place
 from metricjax.errors import InputError
@@ -117,7 +116,7 @@ def _appears(place: Place, name: str) -> bool:
 
 def _facts(config: RunConfig, dataset: Dataset) -> dict[str, dict[str, Any]]:
     """By topic, what must be the same: name and value, or name and digest."""
-    settings = _flat(to_dict(config))
+    settings = flat(to_dict(config))
     return {
         "settings": {k: v for k, v in settings.items() if k not in _OWN},
         "data": {"images and labels": _digest_of_data(dataset)},
@@ -127,15 +126,6 @@ def _facts(config: RunConfig, dataset: Dataset) -> dict[str, dict[str, Any]]:
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
     }
-
-
-def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    flat = {}
-    for name, value in tree.items():
-        where = f"{path}.{name}" if path else name
-        flat |= _flat(value, where) if isinstance(value, dict) else {where: value}
-    return flat
 
 
 def _digest_of_data(dataset: Dataset) -> str:

@@ -18,7 +18,8 @@ from metricjax.config import RunConfig, from_config_dict
 from metricjax.data.places import local_path
 from metricjax.errors import InputError, suggestion
 
-MODES = ("train", "plan")
+MODES = ("train", "plan", "folds", "compare")
+FORMATS = ("markdown", "latex")
 _OVERRIDE = "--config."
 _BOOLEANS = {"true": True, "1": True, "yes": True}
 _BOOLEANS |= {"false": False, "0": False, "no": False}
@@ -45,7 +46,20 @@ class Options:
     print_config: bool
 
 
-def parse(arguments: list[str]) -> Options:
+@dataclass(frozen=True)
+class Comparison:
+    """What `--mode compare` asked for.
+
+    Attributes:
+      runs: workdirs.
+      form: of the tables, one of `FORMATS`.
+    """
+
+    runs: tuple[str, ...]
+    form: str
+
+
+def parse(arguments: list[str]) -> Options | Comparison:
     """Read the command line.
 
     Raises:
@@ -57,11 +71,15 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--workdir")
     parser.add_argument("--mode", default="train")
     parser.add_argument("--print_config", action="store_true")
+    parser.add_argument("--format", default="markdown")
     own, overrides = _separate(arguments)
     known, rest = parser.parse_known_args(own)
+    if known.mode == "compare":
+        return _comparison(known, rest, overrides)
     if rest:
         flag = rest[0].split("=")[0]
-        flags = ("--config", "--workdir", "--mode", "--print_config", "--help")
+        flags = ("--config", "--workdir", "--mode", "--print_config", "--format")
+        flags += ("--help",)
         hint = suggestion(flag, flags)
         if not known.config and flag.endswith(".py"):
             hint = f" (did you mean --config {flag}?)"
@@ -71,7 +89,7 @@ def parse(arguments: list[str]) -> Options:
     if known.mode not in MODES:
         raise InputError(
             f"--mode is {known.mode!r}{suggestion(known.mode, MODES)}: choose "
-            f"{' or '.join(MODES)}."
+            f"{', '.join(MODES[:-1])} or {MODES[-1]}."
         )
     path, _, variant = known.config.partition(":")
     config = _load(Path(path), variant)
@@ -86,6 +104,28 @@ def parse(arguments: list[str]) -> Options:
         mode=known.mode,
         print_config=known.print_config,
     )
+
+
+def _comparison(known, rest, overrides) -> Comparison:
+    """`--mode compare RUN RUN ...`"""
+    odd = [argument for argument in rest if argument.startswith("-")]
+    odd += [f"{_OVERRIDE}{name}" for name, _ in overrides]
+    odd += ["--config"] * bool(known.config) + ["--workdir"] * bool(known.workdir)
+    if odd:
+        raise InputError(
+            f"--mode compare takes no {odd[0].split('=')[0]}: name the workdirs of "
+            "finished runs, and --format if you like."
+        )
+    if not rest:
+        raise InputError(
+            "--mode compare has nothing to compare: name the workdirs of finished runs."
+        )
+    if known.format not in FORMATS:
+        raise InputError(
+            f"--format is {known.format!r}{suggestion(known.format, FORMATS)}: choose "
+            f"{' or '.join(FORMATS)}."
+        )
+    return Comparison(tuple(rest), known.format)
 
 
 def _workdir(text: str) -> Path | str:

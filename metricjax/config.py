@@ -264,6 +264,15 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
     return tree
 
 
+def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    found = {}
+    for name, value in tree.items():
+        where = f"{path}.{name}" if path else name
+        found |= flat(value, where) if isinstance(value, dict) else {where: value}
+    return found
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

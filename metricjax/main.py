@@ -8,6 +8,7 @@ metricjax: deep metric learning for image retrieval in JAX/Flax.
 
   python -m metricjax.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE]
   python -m metricjax.main --config FILE[:VARIANT] --mode plan
+  python -m metricjax.main --mode compare RUN RUN ...
 
 Trains an embedding, judges it on classes it has never seen and writes a report.
 Running the same command again resumes at the very next batch.
@@ -27,6 +28,12 @@ Running the same command again resumes at the very next batch.
   --mode plan              train nothing and write nothing, but say what a run needs:
                              memory, time, the largest batch that fits; here, or on TPU
                              chips elsewhere (--config.plan.topology=v5e:16x16)
+  --mode folds             a run for each part of the training classes, held out in turn
+                             (--config.data.folds=4), in DIR/fold0 ...; then the mean,
+                             and the embeddings joined. Run again to resume
+  --mode compare RUN ...   workdirs of finished runs side by side: seeds of the same
+                             settings together, differences paired, 95% intervals;
+                             --format latex instead of markdown
   --print_config           print every setting with its value and exit
   --help                   this text
 
@@ -58,6 +65,12 @@ def _run(arguments: list[str]) -> int:
     from metricjax import command_line
 
     options = command_line.parse(arguments)
+    if isinstance(options, command_line.Comparison):
+        from metricjax import comparison, comparison_table
+
+        entries = comparison.read(options.runs)
+        print(comparison_table.render(entries, options.form), end="")
+        return 0
     if options.print_config:
         print(options.config_dict)
         return 0

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from metricjax.config import RunConfig, to_dict
+from metricjax.config import RunConfig, flat, to_dict
 from metricjax.errors import InputError, disk_errors
 
 # Settings that may change between two starts of the same run.
@@ -85,6 +85,15 @@ def _unreadable(workdir: Path | str, error: Exception) -> InputError:
 
 def _as_json(config: RunConfig) -> dict[str, Any]:
     return json.loads(json.dumps(to_dict(config)))
+
+
+def settings_that_count(config: RunConfig) -> dict[str, Any]:
+    """`{"a.b": value}` of all settings that a run may not change on the way."""
+    return {
+        name: value
+        for name, value in flat(_as_json(config)).items()
+        if not {name, name.partition(".")[0]} & _FREE
+    }
 
 
 def _differences(theirs, mine, path="") -> list[tuple[str, Any, Any]]:

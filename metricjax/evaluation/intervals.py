@@ -1,8 +1,9 @@
-"""Confidence intervals for retrieval metrics: the bootstrap over classes."""
+"""Confidence intervals: the bootstrap over classes, t-intervals over runs."""
 
 from collections.abc import Iterator
 
 import numpy as np
+from scipy import special
 
 COUNTS_PER_CHUNK = 2**22
 
@@ -116,6 +117,50 @@ def bootstrap_of_pairs(
         share + (times - 1) @ parts for times in _resampled(len(sizes), resamples, seed)
     ]
     return _percentiles(np.clip(np.concatenate(statistics), 0, 1), level)
+
+
+def t_interval(values: np.ndarray, *, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of independent runs: mean -+ t s / sqrt(r), r - 1 degrees.
+
+    Of differences between runs that belong together two by two it is the paired
+    interval.
+
+    Args:
+        values: [r] a value of each run, of the same settings but the seed; r >= 2.
+        level: coverage in (0, 1).
+
+    Source:
+        Student, The Probable Error of a Mean (1908).
+    """
+    values = np.asarray(values, np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    return _around(values.mean(), error, len(values) - 1, level)
+
+
+def welch_interval(
+    values: np.ndarray, others: np.ndarray, *, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of mean(values) - mean(others), runs of two settings that do not pair.
+
+    Args:
+        values, others: [r], [s] a value of each run; r, s >= 2.
+        level: coverage in (0, 1).
+
+    Source:
+        Welch, The Generalization of "Student's" Problem (1947).
+    """
+    squares = [np.var(v, ddof=1) / len(v) for v in (values, others)]
+    weights = [
+        s**2 / (len(v) - 1) for s, v in zip(squares, (values, others), strict=True)
+    ]
+    freedom = sum(squares) ** 2 / sum(weights) if any(weights) else 1.0
+    difference = np.mean(values) - np.mean(others)
+    return _around(difference, np.sqrt(sum(squares)), freedom, level)
+
+
+def _around(middle, error, freedom, level) -> tuple[float, float]:
+    width = error * float(special.stdtrit(freedom, (1 + level) / 2))
+    return float(middle - width), float(middle + width)
 
 
 def _resampled(count: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

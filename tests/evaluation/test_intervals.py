@@ -1,9 +1,14 @@
-"""The bootstrap over classes: against a loop, coverage, determinism."""
+"""Intervals: against a loop and scipy, coverage, determinism."""
 
 import numpy as np
+import pytest
 
 from metricjax.evaluation import intervals
-from metricjax.evaluation.intervals import bootstrap_over_classes
+from metricjax.evaluation.intervals import (
+    bootstrap_over_classes,
+    t_interval,
+    welch_interval,
+)
 
 
 def sample(classes=30, metrics=2, seed=0):
@@ -58,3 +63,21 @@ def test_chunks_do_not_change_the_statistic(monkeypatch):
     whole = bootstrap_over_classes(values, labels)
     monkeypatch.setattr(intervals, "COUNTS_PER_CHUNK", 300)
     np.testing.assert_allclose(bootstrap_over_classes(values, labels), whole)
+
+
+def test_t_intervals_are_those_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(0.7, 0.01, size=5), rng.normal(0.68, 0.03, size=4)
+    expected = stats.ttest_1samp(ours, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(t_interval(ours), expected)
+    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.9)
+    np.testing.assert_allclose(welch_interval(ours, theirs, level=0.9), expected)
+    assert t_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+    assert welch_interval([0.5, 0.5], [0.25, 0.25]) == (0.25, 0.25)
+
+
+def test_t_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    found = [t_interval(row) for row in rng.normal(size=(2000, 4))]
+    assert 0.93 < np.mean([low < 0 < high for low, high in found]) < 0.97
