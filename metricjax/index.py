@@ -7,10 +7,11 @@ change or checksum is another one, and all are if the model is.
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from jaxtyping import Bool, Float, Int
 
 from metricjax import growing, program_cache, vectors
 from metricjax.data.collections import open_collection
-from metricjax.data.datasets import Split
+from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.data.places import locked
 from metricjax.embedding import Embedded
-from metricjax.errors import InputError
+from metricjax.errors import InputError, suggestion
 from metricjax.evaluation.neighbors import unit_rows
 from metricjax.growing import Growing
 from metricjax.trained import Trained
@@ -67,11 +68,13 @@ class Index:
       split: the images, with names, labels and categories.
       embeddings: float32 [n, d], of unit length; 0 where not valid.
       valid: bool [n], False for images that cannot be decoded; no search finds them.
+      directory: where what belongs to it may be kept; None: nowhere.
     """
 
     split: Split
     embeddings: Float[np.ndarray, "n d"]
     valid: Bool[np.ndarray, " n"]
+    directory: Path | None = None
 
     @classmethod
     def open(
@@ -103,29 +106,29 @@ class Index:
           InputError: there is no image that can be decoded, the file was made by
             another model, or the disk is full.
         """
+        home = _home() if directory is None else directory
+        place = [os.path.realpath(source) if source else None, name, part, cropped]
+        own = None if home is None else home / _name(trained.identity, place)
         if name is None and str(source).lower().endswith(vectors.SUFFIXES):
-            return cls._of_file(trained, Path(source).expanduser())
+            return cls._of_file(trained, Path(source).expanduser(), own)
         split = open_images(
             trained, source, name=name, part=part, cropped=cropped, say=say
         )
-        place = [os.path.realpath(source) if source else None, name, part, cropped]
         keeper = _Keeper(trained, split, threads, say, progress)
-        if directory is None:
-            directory = _home()
-        if directory is None:
+        if own is None:
             say("The cache directory cannot be written, so the index is not kept.")
             with tempfile.TemporaryDirectory(prefix="metricjax-") as scratch:
                 embedded = keeper.embedded(Path(scratch))
         else:
-            embedded = keeper.embedded(directory / _name(trained.identity, place))
-            _prune(directory)
+            embedded = keeper.embedded(own)
+            _prune(home)
         unreadable = growing.unreadable(split, embedded.valid)
         if unreadable:
             say(f"{unreadable}; they are never found.")
-        return cls(split, embedded.embeddings, embedded.valid)
+        return cls(split, embedded.embeddings, embedded.valid, own)
 
     @classmethod
-    def _of_file(cls, trained: Trained, path: Path) -> "Index":
+    def _of_file(cls, trained: Trained, path: Path, own: Path | None) -> "Index":
         found = vectors.load(path)
         if found.model != trained.identity:
             raise InputError(
@@ -133,10 +136,37 @@ class Index:
                 f"is {trained.identity[:12]!r}): embed the images with this run by "
                 "python -m metricjax.embed, or name the run that made it."
             )
-        return cls(found.split, found.embeddings, found.valid)
+        return cls(found.split, found.embeddings, found.valid, own)
 
     def __len__(self) -> int:
         return len(self.split)
+
+    def with_images(self, pictures: Split) -> "Index":
+        """The same index, its images read from a collection that has their names."""
+        places = {name: place for place, name in enumerate(pictures.names)}
+
+        def reader(row: int) -> np.ndarray:
+            name = self.split.names[row]
+            if name not in places:
+                raise UnreadableImage(name, "it is not among the images given")
+            return pictures.read(places[name])
+
+        return replace(self, split=replace(self.split, reader=reader))
+
+    def of_category(self, name: str) -> Bool[np.ndarray, " n"]:
+        """Which images are of a category.
+
+        Raises:
+          InputError: there is no such category.
+        """
+        names = list(self.split.category_names)
+        if name not in names:
+            there = f"only {', '.join(names[:8])}" if names else "nor any other"
+            raise InputError(
+                f"The gallery has no category {name!r}{suggestion(name, names)}, "
+                f"{there}: choose one that it has."
+            )
+        return self.split.categories == names.index(name)
 
     def nearest(
         self,
@@ -328,13 +358,13 @@ def _name(model: str, place: list) -> str:
 def _prune(directory: Path) -> None:
     """Remove the indexes that were not used for longest while all take too much."""
     found = []
-    for path in directory.glob("*/index.npz"):
+    for own in directory.iterdir():
         with suppress(OSError):
-            status = path.stat()
-            found.append((status.st_mtime, status.st_size, path))
+            files = [path.stat() for path in own.iterdir()]
+            last = max(status.st_mtime for status in files)
+            found.append((last, sum(status.st_size for status in files), own))
     total = 0
-    for _, size, path in sorted(found, reverse=True):
+    for _, size, own in sorted(found, reverse=True):
         total += size
         if total > _LIMIT and total > size:
-            with suppress(OSError):
-                path.unlink()
+            shutil.rmtree(own, ignore_errors=True)

@@ -171,7 +171,7 @@ def test_old_indexes_make_room(tmp_path, monkeypatch):
         path.write_bytes(bytes(10))
         os.utime(path, (1000 - age, 1000 - age))
     index._prune(tmp_path)
-    assert sorted(path.parent.name for path in tmp_path.glob("*/*")) == ["0", "1"]
+    assert sorted(os.listdir(tmp_path)) == ["0", "1"]
 
 
 def test_two_at_once(trained, gallery, tmp_path):

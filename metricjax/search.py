@@ -1,0 +1,243 @@
+"""`python -m metricjax.search`: the images of a gallery most like some others."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metricjax.arguments import Parser, answer
+from metricjax.errors import InputError
+from metricjax.progress import progress_bar
+
+if TYPE_CHECKING:
+    from metricjax.data.datasets import Split
+    from metricjax.embedding import Embedded
+    from metricjax.index import Index
+    from metricjax.trained import Trained
+
+_WIDTH = 32  # letters of a class in a table
+
+USAGE = """\
+metricjax: which images of a gallery show the same thing?
+
+  python -m metricjax.search RUN --gallery SOURCE QUERY... [--top 10] [--html PAGE.html]
+
+Prints for each query the most similar images, with their cosine similarity. The gallery
+is embedded once; later searches find that in the user's cache directory, embed only
+images that are new or have changed, and all of them if the model is another one.
+
+  RUN                the workdir of a finished run, here or in a bucket
+  --gallery SOURCE   a directory, .zip or .tar, with class folders, a labels.csv or
+                       neither; a packed data set; a text list of paths; a file that
+                       python -m metricjax.embed has written with the same run; or what
+                       --name says (default: the test images of the run)
+  QUERY              an image, or a directory of them
+  --top N            neighbours of each query (default: 10)
+  --category NAME    only among images of this category
+  --html PAGE.html   write a page with pictures, too
+  --images SOURCE    where the images of a file of embeddings are, for that page
+  --json             print JSON: a list of queries with their neighbours
+  --approximate      for galleries of millions of images: by usearch (needs
+                       metricjax[approximate]), whose recall is measured and said
+  --name NAME        cub, cars, sop, inshop, tfds:NAME, glyphs, packed or folder
+  --part PART        train or test: that half of a data set (default: all)
+  --cropped          crop to the bounding boxes that cub and cars come with
+  --index DIR        where to keep the index instead of the cache directory
+  --threads N        that read images (default: 1 per processor, at most 16)
+  --help             this text
+
+Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
+1 a fault of metricjax, with a traceback.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    stopped = "stopped; what is embedded by now is kept."
+    return answer(arguments, USAGE, lambda given: _run(_parse(given)), stopped=stopped)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser()
+    parser.add_argument("run")
+    parser.add_argument("queries", nargs="*")
+    parser.add_argument("--top", type=int, default=10)
+    parser.add_argument("--threads", type=int)
+    for option in ("gallery", "category", "html", "images", "name", "part", "index"):
+        parser.add_argument(f"--{option}")
+    for flag in ("json", "approximate", "cropped"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    options = parser.parse_intermixed_args(arguments)
+    if not options.queries:
+        raise InputError("No query is named: give an image, or a directory of some.")
+    if options.top < 1 or (options.threads is not None and options.threads < 1):
+        raise InputError("--top and --threads must be 1 or more.")
+    if options.approximate and options.category:
+        raise InputError(
+            "--approximate searches the whole gallery: leave out --category, or search "
+            "exactly."
+        )
+    if options.html and not Path(options.html).expanduser().parent.is_dir():
+        raise InputError(f"--html {options.html}: there is no such directory: make it.")
+    if options.gallery is None and options.name is None and options.part is None:
+        options.part = "test"
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    from metricjax import index, program_cache
+    from metricjax.trained import Trained
+
+    say = partial(print, file=sys.stderr, flush=True)
+    program_cache.use()
+    trained = Trained.open(options.run)
+    with progress_bar("embedding") as progress:
+        gallery = index.Index.open(
+            trained,
+            options.gallery,
+            name=options.name,
+            part=options.part,
+            cropped=options.cropped,
+            directory=options.index and Path(options.index).expanduser(),
+            threads=options.threads,
+            say=say,
+            progress=progress,
+        )
+    if options.images:
+        pictures = index.open_images(trained, options.images, say=say)
+        gallery = gallery.with_images(pictures)
+    names, images, embeddings = _queries(options, trained, say)
+    similarities, rows = _nearest(options, gallery, embeddings, say)
+    answers = [
+        {"query": name, "neighbours": _neighbours(gallery, *found)}
+        for name, *found in zip(names, similarities, rows, strict=True)
+    ]
+    if options.html:
+        from metricjax.reports import search_page
+        from metricjax.workdir import write_atomically
+
+        gallery_name = Path(options.gallery).name if options.gallery else options.name
+        title = gallery_name or trained.config.data.name
+        pictures = [
+            [partial(gallery.split.read, row) for row in line if row >= 0]
+            for line in rows
+        ]
+        text = search_page.render(answers, images, pictures, title=title)
+        write_atomically(Path(options.html).expanduser(), text)
+        say(f"page: {options.html}")
+    if options.json:
+        print(json.dumps(answers, indent=1))
+    else:
+        print("\n\n".join(map(_table, answers)))
+    return 0
+
+
+def _queries(
+    options: argparse.Namespace, trained: "Trained", say: Callable[[str], None]
+):
+    """(names, readers, embeddings [q, d]) of the queries that can be decoded."""
+    import numpy as np
+
+    from metricjax import growing, index
+
+    names, images, rows = [], [], []
+    for source in options.queries:
+        split = index.open_images(trained, source, say=say)
+        embedded = _embedded(trained, split, options.threads)
+        unreadable = growing.unreadable(split, embedded.valid)
+        if unreadable:
+            say(f"{unreadable}; they are not asked for.")
+        for number in np.flatnonzero(embedded.valid):
+            alone = Path(source).is_file() and len(split) == 1
+            names.append(source if alone else str(Path(source, split.names[number])))
+            images.append(partial(split.read, number))
+        rows.append(embedded.embeddings[embedded.valid])
+    return names, images, np.concatenate(rows)
+
+
+def _embedded(trained: "Trained", split: "Split", threads: int | None) -> "Embedded":
+    """Of all images; of few of them without filling up a whole batch."""
+    import numpy as np
+
+    from metricjax.data.datasets import UnreadableImage
+    from metricjax.embedding import Embedded
+
+    if len(split) >= trained.embedder.batch_size:
+        return trained.embed(split, threads=threads)
+    images, valid = [], np.zeros(len(split), bool)
+    for number in range(len(split)):
+        with suppress(UnreadableImage):
+            images.append(split.read(number, trained.transform.enough))
+            valid[number] = True
+    rows = np.zeros((len(split), trained.width), np.float32)
+    if images:
+        rows[valid] = trained.embed_images(images)
+    return Embedded(rows, valid)
+
+
+def _nearest(
+    options: argparse.Namespace,
+    gallery: "Index",
+    embeddings,
+    say: Callable[[str], None],
+):
+    """(similarities, rows) of the neighbours of each query."""
+    if not options.approximate:
+        among = gallery.of_category(options.category) if options.category else None
+        return gallery.nearest(embeddings, options.top, among=among)
+    from metricjax.approximate import Approximate
+
+    with progress_bar("graph") as progress:
+        graph = Approximate.open(
+            gallery, threads=options.threads, say=say, progress=progress
+        )
+    say(
+        f"approximate: {graph.recall(options.top):.3f} of the exact {options.top} "
+        "nearest are found (recall, of up to 200 images of the gallery as queries)."
+    )
+    return graph.nearest(embeddings, options.top)
+
+
+def _neighbours(gallery: "Index", similarities, rows) -> list[dict[str, Any]]:
+    split, found = gallery.split, []
+    for rank, (similarity, row) in enumerate(zip(similarities, rows, strict=True), 1):
+        if row < 0:
+            break
+        category = None
+        if split.categories is not None:
+            category = split.category_names[split.categories[row]]
+        found.append(
+            {
+                "rank": rank,
+                "similarity": round(float(similarity), 6),
+                "path": split.names[row],
+                "class": split.class_names[split.labels[row]],
+                "category": category,
+            }
+        )
+    return found
+
+
+def _table(answer: dict[str, Any]) -> str:
+    """A query and its neighbours, a line each."""
+    neighbours = answer["neighbours"]
+    classes = [_shortened(neighbour["class"]) for neighbour in neighbours]
+    width = max(map(len, classes), default=0)
+    lines = [answer["query"]]
+    for neighbour, name in zip(neighbours, classes, strict=True):
+        name = f"{name:{width}}  " if width else ""
+        start = f"{neighbour['rank']:4}  {neighbour['similarity']:7.4f}  "
+        lines.append(f"{start}{name}{neighbour['path']}")
+    return "\n".join(lines) if neighbours else f"{answer['query']}\n      none"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
