@@ -25,10 +25,10 @@ from metricjax.reports.explorer import (
 )
 
 NEIGHBORS = 10
+METRICS = ("recall@1", "r_precision", "map@r")
 MOST_IMAGES = 60_000
 """Of a larger split whole classes are drawn until there are about as many images."""
 
-MAPPED_BY_TSNE = 3000
 # Queries whose similarities to the whole gallery are counted; bins over -1..1.
 _COUNTED, _BINS = 2000, 200
 # Pairs of classes that are listed, examples of each; classes of the heat map.
@@ -43,7 +43,7 @@ def explore(
     per_query: Mapping[str, np.ndarray],
     *,
     seed: int = 0,
-    tsne: int = 0,
+    tsne: bool = False,
 ) -> Explored:
     """All that the explorer shows of a split but its pictures.
 
@@ -54,7 +54,7 @@ def explore(
         `evaluation.retrieval` gives them with `per_query=True`.
       seed: of what is sampled: the pairs that are counted, and classes where there are
         more than `MOST_IMAGES` images.
-      tsne: images up to which a t-SNE is made as well, where scikit-learn is.
+      tsne: whether to make a t-SNE as well, which needs scikit-learn.
     """
     shown = sample(split.labels, MOST_IMAGES, seed)
     if len(shown) < len(split):
@@ -81,10 +81,7 @@ def explore(
         valid=embedded.valid,
         is_gallery=gallery,
         queries=queries,
-        metrics={
-            name: np.asarray(per_query[name])
-            for name in ("recall@1", "r_precision", "map@r")
-        },
+        metrics={name: np.asarray(per_query[name]) for name in METRICS},
         neighbors=nearest,
         similarities=similarities,
         rank=rank,
@@ -295,7 +292,6 @@ def _maps(embedded, nearest, similarities, seed, tsne) -> tuple[Map, ...]:
     plane, shares = layouts.pca(rows)
     near = np.where(nearest >= 0, place[nearest], -1)[readable]
     drawn = layouts.neighbor_graph(near, similarities[readable], plane, seed)
-    unfolded = layouts.tsne(rows, seed) if 3 < len(rows) <= tsne else None
     found = [
         placed(
             "Neighbours",
@@ -311,10 +307,7 @@ def _maps(embedded, nearest, similarities, seed, tsne) -> tuple[Map, ...]:
             plane,
         ),
     ]
-    if unfolded is not None:
-        text = (
-            "t-SNE: what lies together is alike, but the distance between groups says "
-            "little."
-        )
-        found.append(placed("t-SNE", text, unfolded))
+    if tsne and len(rows) > 3:
+        text = "What lies together is alike, the distance between groups says little."
+        found.append(placed("t-SNE", text, layouts.tsne(rows, seed)))
     return tuple(found)

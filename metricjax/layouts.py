@@ -1,7 +1,11 @@
 """Embeddings laid out in a plane: by their variance, by their neighbours."""
 
+import importlib.util
+
 import numpy as np
 from jaxtyping import Float, Int
+
+from metricjax.errors import InputError
 
 # The curve 1 / (1 + a d^(2 b)) by which UMAP turns distance in the plane into how
 # likely two points are to be neighbours, for its min_dist of 0.1.
@@ -32,12 +36,19 @@ def pca(
     return places, shares / max(np.maximum(values, 0).sum(), 1e-12)
 
 
-def tsne(rows: Float[np.ndarray, "n d"], seed: int) -> np.ndarray | None:
-    """t-SNE of unit rows, [n, 2]; None without scikit-learn."""
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        return None
+def need_tsne() -> None:
+    """Raises `InputError` where scikit-learn is missing."""
+    if importlib.util.find_spec("sklearn") is None:
+        raise InputError(
+            "A t-SNE needs scikit-learn: pip install 'metricjax[cluster]', or leave "
+            "out --tsne."
+        )
+
+
+def tsne(rows: Float[np.ndarray, "n d"], seed: int) -> Float[np.ndarray, "n 2"]:
+    """t-SNE of unit rows, at least 4; needs scikit-learn."""
+    from sklearn.manifold import TSNE
+
     perplexity = min(30.0, (len(rows) - 1) / 3)
     made = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     return made.fit_transform(rows)

@@ -45,6 +45,9 @@ const precision = numbers("precision");
 const averagePrecision = numbers("map");
 const NONE = neighbors instanceof Uint16Array ? 0xffff : 0xffffffff;
 
+/** Whether there is right and wrong: some image has another of its class. */
+const judged = queries.length > 0;
+
 /** Which query an image is, -1 if it is none. */
 const queryOf = new Int32Array(total).fill(-1);
 queries.forEach((image, query) => { queryOf[image] = query; });

@@ -119,5 +119,5 @@ document.addEventListener("keydown", (event) => {
 });
 
 window.addEventListener("hashchange", arrive);
-if (queries.length) here.image = queries[0];
-show({ ...parsed(), view: parsed().view });
+here.image = judged ? queries[0] : Math.max(valid.indexOf(1), 0);
+show(parsed());

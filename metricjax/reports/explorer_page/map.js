@@ -4,8 +4,7 @@ const mapView = (() => {
   const canvas = document.getElementById("map-canvas"), context = canvas.getContext("2d");
   const tip = document.getElementById("map-tip"), spoken = document.getElementById("map-spoken");
   const layout = document.getElementById("map-layout"), colour = document.getElementById("map-colour");
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const HUES = 24, PICTURES = 140, PICTURE_SIDE = 40, FEW = 12_000;
+  const PICTURES = 140, PICTURE_SIDE = 40, FEW = 12_000;
   const plane = { points: null, scale: 1, x: 0, y: 0, width: 0, height: 0 };
   let groups = null, pointed = -1, waiting = false;
 
@@ -14,49 +13,6 @@ const mapView = (() => {
   const has = (image) => !Number.isNaN(plane.points[2 * image]);
   const inSight = (image) => has(image) && x(image) >= 0 && x(image) <= plane.width
     && y(image) >= 0 && y(image) <= plane.height;
-  const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  const hue = (number, of) => `hsl(${Math.round(360 * number / of)} ${dark.matches ? "70% 66%" : "62% 45%"})`;
-
-  /** Images by group of colour: {colours, order, starts, legend}. */
-  function grouped() {
-    const kind = colour.value;
-    let of, colours, legend;
-    if (kind === "right") {
-      const group = new Uint8Array(total).fill(2);
-      queries.forEach((image) => { group[image] = rank[image] === 1 ? 0 : 1; });
-      of = (image) => group[image];
-      colours = [ink("right"), ink("wrong"), ink("quiet")];
-      legend = ["nearest image is of its class", "it is not", "not a query"];
-    } else if (kind === "category") {
-      const count = Math.min(facts.categories.length, HUES);
-      of = (image) => categories[image] % HUES;
-      colours = Array.from({ length: count }, (_, number) => hue(number, count));
-      legend = facts.categories.length > HUES ? null : facts.categories;
-    } else {
-      of = (image) => labels[image] * 7 % HUES;
-      colours = Array.from({ length: HUES }, (_, number) => hue(number, HUES));
-      legend = null;
-    }
-    const starts = new Uint32Array(colours.length + 1);
-    for (let image = 0; image < total; image++) starts[of(image) + 1] += 1;
-    const used = colours.map((_, group) => starts[group + 1] > 0);
-    for (let group = 0; group < colours.length; group++) starts[group + 1] += starts[group];
-    const next = starts.slice(), order = new Uint32Array(total);
-    for (let image = 0; image < total; image++) order[next[of(image)]++] = image;
-    return { colours, order, starts, of, legend: legend && legend.filter((_, group) => used[group]), used };
-  }
-
-  function drawLegend() {
-    const box = document.getElementById("map-legend");
-    const { colours, legend, used } = groups;
-    const shown = colours.filter((_, group) => used[group]);
-    box.replaceChildren(...(legend || []).map((name, number) => {
-      const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
-      swatch.style.background = shown[number];
-      return element("span", {}, swatch, name);
-    }));
-    if (!legend) box.append(`${colours.length} colours, which ${colour.value === "class" ? "classes" : "categories"} share`);
-  }
 
   /** All of the map in sight, but for the few images that lie far outside. */
   function fit() {
@@ -148,7 +104,7 @@ const mapView = (() => {
     for (let place = NEIGHBORS - 1; place >= 0; place--) {
       const other = neighbor(image, place);
       if (other === NONE || !has(other)) continue;
-      context.strokeStyle = ink(isRight(image, other) ? "right" : "wrong");
+      context.strokeStyle = ink(!judged ? "accent" : isRight(image, other) ? "good" : "bad");
       context.beginPath();
       context.moveTo(x(image), y(image));
       context.lineTo(x(other), y(other));
@@ -309,19 +265,20 @@ const mapView = (() => {
   }
 
   function recolour() {
-    groups = grouped();
-    drawLegend();
+    const kind = colour.value;
+    groups = colourGroups(kind);
+    showLegend(document.getElementById("map-legend"), groups, kind === "class" ? "classes" : "categories");
     redraw();
   }
 
   facts.maps.forEach((one, number) => layout.append(element("option", { value: number }, one.title)));
-  const kinds = { right: "right or wrong", class: "class" };
+  const kinds = { ...(judged && { right: "right or wrong" }), class: "class" };
   if (categories) kinds.category = "category";
   for (const [value, name] of Object.entries(kinds)) colour.append(element("option", { value }, name));
   if (categories) colour.value = "category";
   layout.addEventListener("change", choose);
   colour.addEventListener("change", recolour);
-  dark.addEventListener("change", recolour);
+  darkScheme.addEventListener("change", recolour);
   new ResizeObserver(resize).observe(canvas);
 
   return {

@@ -42,7 +42,7 @@ const queryView = (() => {
     ];
   }
 
-  const rows = new Rows(document.getElementById("queries-rows"), 112, "query", "No query is called so.", make);
+  const rows = new Rows(document.getElementById("queries-rows"), 112, "query", judged ? "No query is called so." : "No image has another one of its class.", make);
 
   function show() {
     const text = filter.value.trim().toLowerCase();

@@ -54,45 +54,56 @@ const similarityView = (() => {
     return found;
   }
 
-  /** Draws the histogram as wide as there is room. */
-  function drawHistogram(binned, width) {
-    const { positive, negative, edges, fine } = binned;
-    const sides = { positive: totalOf(positive), negative: totalOf(negative) };
-    const shares = {
-      positive: positive.map((value) => value / (sides.positive || 1)),
-      negative: negative.map((value) => value / (sides.negative || 1)),
-    };
-    const highest = Math.max(...shares.positive, ...shares.negative, 1e-9);
+  /** The histogram's scales: similarity and share to places in the drawing. */
+  function scales({ edges }, shares, width) {
     const low = edges[0], high = edges[edges.length - 1];
-    const x = (value) => LEFT + (width - LEFT - RIGHT) * (value - low) / (high - low);
-    const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / highest);
-    const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
+    const highest = Math.max(...shares.positive, ...shares.negative, 1e-9);
+    return {
+      low, high, highest, width,
+      x: (value) => LEFT + (width - LEFT - RIGHT) * (value - low) / (high - low),
+      y: (share) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - share / highest),
+      valueAt: (place) => low + (high - low) * (place - LEFT) / (width - LEFT - RIGHT),
+    };
+  }
+
+  const label = (x, y, anchor, text) => shape("text", { x, y, "text-anchor": anchor }, text);
+
+  function axes({ low, high, highest, width, x, y }) {
+    const middle = (LEFT + width) / 2, made = [
+      label(middle, HEIGHT - 6, "middle", "cosine similarity"),
+      label(middle, 10, "middle", "Euclidean distance"),
+    ];
     for (const value of ticks(low, high, (width - LEFT - RIGHT) / 54)) {
-      const line = { x1: x(value), x2: x(value), y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" };
-      const distance = Math.sqrt(Math.max(2 - 2 * value, 0));
-      svg.append(shape("line", line),
-        shape("text", { x: x(value), y: HEIGHT - BOTTOM + 16, "text-anchor": "middle" }, String(Number(decimals(value, 2)))),
-        shape("text", { x: x(value), y: TOP - 8, "text-anchor": "middle" }, distance.toFixed(2)));
+      const distance = Math.sqrt(Math.max(2 - 2 * value, 0)), at = x(value);
+      made.push(
+        shape("line", { x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" }),
+        label(at, HEIGHT - BOTTOM + 16, "middle", String(Number(decimals(value, 2)))),
+        label(at, TOP - 8, "middle", distance.toFixed(2)),
+      );
     }
-    svg.append(
-      shape("text", { x: (LEFT + width) / 2, y: HEIGHT - 6, "text-anchor": "middle" }, "cosine similarity"),
-      shape("text", { x: (LEFT + width) / 2, y: 10, "text-anchor": "middle" }, "Euclidean distance"));
     for (const share of [0, highest / 2, highest]) {
-      svg.append(shape("text", { x: LEFT - 6, y: y(share) + 4, "text-anchor": "end" }, `${(100 * share).toFixed(share && highest < 0.1 ? 1 : 0)}%`));
+      const text = (100 * share).toFixed(share && highest < 0.1 ? 1 : 0);
+      made.push(label(LEFT - 6, y(share) + 4, "end", `${text}%`));
     }
-    for (const kind of ["negative", "positive"]) {
-      const steps = shares[kind].flatMap((share, bar) => [`${x(edges[bar])},${y(share)}`, `${x(edges[bar + 1])},${y(share)}`]);
-      const points = [`${x(low)},${y(0)}`, ...steps, `${x(high)},${y(0)}`].join(" ");
-      svg.append(shape("polygon", { points, class: `pairs ${kind}` }));
-    }
+    return made;
+  }
+
+  function area(kind, { edges }, shares, { low, high, x, y }) {
+    const steps = shares[kind].flatMap((share, bar) =>
+      [`${x(edges[bar])},${y(share)}`, `${x(edges[bar + 1])},${y(share)}`]);
+    const points = [`${x(low)},${y(0)}`, ...steps, `${x(high)},${y(0)}`].join(" ");
+    return shape("polygon", { points, class: `pairs ${kind}` });
+  }
+
+  /** Says what lies under the pointer. */
+  function readable(svg, { edges }, shares, { width, x, valueAt }) {
+    const usual = "Point at the figure to read it.";
+    const reading = element("p", { class: "quiet" }, usual);
     const marker = shape("line", { y1: TOP, y2: HEIGHT - BOTTOM, class: "marker", visibility: "hidden" });
     svg.append(marker);
-    const reading = element("p", { class: "quiet", "aria-live": "off" });
-    const usual = "Point at the figure to read it.";
-    reading.textContent = usual;
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect();
-      const value = low + (high - low) * ((event.clientX - box.left) * width / box.width - LEFT) / (width - LEFT - RIGHT);
+      const value = valueAt((event.clientX - box.left) * width / box.width);
       const bar = edges.findIndex((edge, at) => value >= edge && value < edges[at + 1]);
       marker.setAttribute("visibility", bar < 0 ? "hidden" : "visible");
       if (bar < 0) return;
@@ -105,20 +116,38 @@ const similarityView = (() => {
       marker.setAttribute("visibility", "hidden");
       reading.textContent = usual;
     });
+    return reading;
+  }
+
+  /** What the histogram shows, in words. */
+  function described({ fine }) {
     const { counted: some, images } = facts.histogram;
     const which = some < images
       ? `All pairs of ${some.toLocaleString("en")} sampled images with the gallery: `
       : "All pairs of an image with the gallery: ";
-    const said = `${which}${sides.positive.toLocaleString("en")} of one class (mean similarity ${decimals(mean(fine.positive), 2)}) and `
-      + `${sides.negative.toLocaleString("en")} of two (${decimals(mean(fine.negative), 2)}).`;
-    document.getElementById("pairs-text").textContent = said + (sides.positive && sides.negative
-      ? ` A pair of one class is more alike than a pair of two ${percent(separation(fine))} of the time.` : "");
-    svg.setAttribute("aria-label", said);
+    const [positive, negative] = [fine.positive, fine.negative].map((counts) => ({
+      pairs: totalOf(counts), mean: decimals(mean(counts) || 0, 2),
+    }));
+    const ofOne = `${positive.pairs.toLocaleString("en")} of one class (mean similarity ${positive.mean})`;
+    const ofTwo = `${negative.pairs.toLocaleString("en")} of two (${negative.mean})`;
+    const said = `${which}${ofOne}${negative.pairs ? ` and ${ofTwo}` : ""}.`;
+    return positive.pairs && negative.pairs
+      ? `${said} A pair of one class is more alike than a pair of two ${percent(separation(fine))} of the time.` : said;
+  }
+
+  /** Draws the histogram as wide as there is room. */
+  function drawHistogram(binned, width) {
+    const shareOf = (counts) => counts.map((value) => value / (totalOf(counts) || 1));
+    const shares = { positive: shareOf(binned.positive), negative: shareOf(binned.negative) };
+    const scale = scales(binned, shares, width), said = described(binned);
+    const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": said });
+    svg.append(...axes(scale), area("negative", binned, shares, scale), area("positive", binned, shares, scale));
+    document.getElementById("pairs-text").textContent = said;
     document.getElementById("pairs-figure").replaceChildren(
       element("div", { class: "legend" },
         element("span", {}, element("span", { class: "swatch positive" }), "pairs of one class"),
         element("span", {}, element("span", { class: "swatch negative" }), "pairs of two classes")),
-      svg, reading);
+      svg, readable(svg, binned, shares, scale));
   }
 
   const heatClasses = numbers("heatClasses"), heat = numbers("heat"), count = heatClasses.length;
@@ -199,6 +228,8 @@ const similarityView = (() => {
         drawn = width;
         drawHistogram(binned, width);
       }).observe(figure);
+      document.getElementById("heat").hidden = count < 2;
+      if (count < 2) return;
       document.getElementById("heat-text").textContent =
         `${counted(count, "class", "classes")}${count < facts.classes.length ? " that are confused most" : ""}, alike ones side by side; `
         + `from ${decimals(lowest, 2)} (dark) to ${decimals(most, 2)} (bright). The diagonal is pairs within a class: it should be bright, all else dark.`;

@@ -86,9 +86,9 @@ function sign(good) {
  */
 function tile(image, { asked = -1, alike = null, title = "" } = {}) {
   const good = asked >= 0 && isRight(asked, image);
-  const kind = asked < 0 ? "" : good ? "right" : "wrong";
+  const kind = asked < 0 || !judged ? "" : good ? "right" : "wrong";
   const said = [
-    title, asked < 0 ? "" : good ? "right" : "wrong", className(image), facts.names[image],
+    title, kind, className(image), facts.names[image],
     alike === null ? "" : `similarity ${alike.toFixed(3)}`,
   ].filter((part) => part).join(", ");
   const button = element(
@@ -97,7 +97,7 @@ function tile(image, { asked = -1, alike = null, title = "" } = {}) {
     picture(image),
   );
   if (alike !== null) {
-    button.append(element("span", { class: "alike" }, sign(good), alike.toFixed(3)));
+    button.append(element("span", { class: "alike" }, judged ? sign(good) : null, alike.toFixed(3)));
   }
   return button;
 }

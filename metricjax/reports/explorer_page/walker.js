@@ -19,6 +19,7 @@ walkerToggle.addEventListener("click", () => {
 /** A sentence on where the first image of the class stands. */
 function verdict(image) {
   if (!valid[image]) return "This image could not be read: it has no embedding.";
+  if (!judged) return "";
   if (!rank[image]) return "No other image of its class can be found: it has no right answer.";
   if (rank[image] === 1) return "The nearest image is of its class.";
   return `The first image of its class comes at rank ${rank[image].toLocaleString("en")}.`;
@@ -32,7 +33,7 @@ function walkerFacts(image) {
   if (query >= 0) {
     const both = `${percent(precision[query])} and ${percent(averagePrecision[query])}`;
     rows.push(["R-precision and MAP@R", both]);
-  } else if (valid[image]) {
+  } else if (valid[image] && judged) {
     rows.push(["Role", "not a query that counts in the results"]);
   }
   if (!gallery[image] && valid[image]) rows.push(["Found", "never: it is not in the gallery"]);
@@ -50,7 +51,7 @@ function neighborTiles(image) {
     list.append(element(
       "li", {},
       tile(other, { asked: image, alike: similarity(image, place), title: `neighbour ${place + 1}` }),
-      element("span", { class: "under" }, className(other)),
+      facts.classes.length > 1 ? element("span", { class: "under" }, className(other)) : null,
     ));
   }
   return list;
@@ -89,10 +90,10 @@ function walkTo(image) {
   const before = visited.length;
   const found = neighborTiles(image);
   const count = found.querySelectorAll(".right").length;
-  const good = rank[image] === 1;
+  const good = rank[image] === 1, some = judged && rank[image];
   const said = element(
-    "p", { class: `verdict ${!rank[image] ? "" : good ? "right" : "wrong"}` },
-    rank[image] ? sign(good) : null, verdict(image),
+    "p", { class: `verdict ${!some ? "" : good ? "right" : "wrong"}` },
+    some ? sign(good) : null, verdict(image),
   );
   walkerBody.replaceChildren(
     element("div", { class: "asked" }, picture(image), walkerFacts(image)),
@@ -100,9 +101,10 @@ function walkTo(image) {
     element("div", { class: "steps" },
       element("button", { type: "button", "data-step": "-1", disabled: canStep(-1) ? null : "" }, "← Back"),
       element("button", { type: "button", "data-step": "1", disabled: canStep(1) ? null : "" }, "Forward →")),
-    element("h3", {}, "Nearest neighbours", element("small", {}, `, ${count} of ${found.children.length} right`)),
+    element("h3", {}, "Nearest neighbours", judged
+      ? element("small", {}, `, ${count} of ${found.children.length} right`) : null),
     found,
-    ...missed(image),
+    ...(judged ? missed(image) : []),
     ...(before ? way() : []),
   );
   visited.unshift(image);
