@@ -31,7 +31,7 @@ const confusionView = (() => {
     ];
   }
 
-  const rows = new Rows(document.getElementById("confusions-rows"), 118, "confusion",
+  const rows = new Rows(document.getElementById("confusions-rows"), 132, "confusion",
     facts.confusions.total ? "No such pair." : "No class is taken for another one.", make);
 
   function show() {
