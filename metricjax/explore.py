@@ -11,7 +11,6 @@ import numpy as np
 from metricjax import exploration, judging
 from metricjax.arguments import Parser, answer
 from metricjax.config import EvaluationConfig
-from metricjax.data import decoding
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.embedding import Embedded
 from metricjax.errors import InputError
@@ -215,13 +214,9 @@ def _reader(split: Split, numbers: np.ndarray, side: int):
     """A function from the place on the page to the image, None if it is unreadable."""
 
     def read(place: int) -> np.ndarray | None:
-        number = int(numbers[place])
         try:
-            content = split.encoded(number)
-            if content is None:
-                return split.read(number)
-            return decoding.decode(content, 3, least=2 * side)
-        except (UnreadableImage, ValueError):
+            return split.read(int(numbers[place]), least=2 * side)
+        except UnreadableImage:
             return None
 
     return read
