@@ -29,8 +29,9 @@ METRICS = ("recall@1", "r_precision", "map@r")
 MOST_IMAGES = 60_000
 """Of a larger split whole classes are drawn until there are about as many images."""
 
-# Queries whose similarities to the whole gallery are counted; bins over -1..1.
-_COUNTED, _BINS = 2000, 200
+# Images whose similarities to the whole gallery are counted; bins over -1..1, narrow
+# since embeddings may be crowded; bins that are drawn.
+_COUNTED, _FINE_BINS, _BINS = 2000, 200_000, 80
 # Pairs of classes that are listed, examples of each; classes of the heat map.
 _PAIRS, _EXAMPLES, _HEATED = 2000, 4, 60
 # Images whose similarities to the gallery are held at a time.
@@ -228,18 +229,47 @@ def pair_histogram(
     """
     asking, found = np.flatnonzero(embedded.valid), np.flatnonzero(gallery)
     some = np.random.default_rng(seed).permutation(asking)[:_COUNTED]
-    counts = np.zeros((2, _BINS), np.int64)
+    counts = np.zeros((2, _FINE_BINS), np.int64)
     pictured = embedded.embeddings[found]
     for start in range(0, len(some), _BLOCK):
         rows = some[start : start + _BLOCK]
         products = embedded.embeddings[rows] @ pictured.T
-        bins = np.clip((products + 1) * (_BINS / 2), 0, _BINS - 1).astype(np.int64)
-        # Bins from _BINS on are those of one class, the last is of no use.
-        bins += _BINS * (labels[found] == labels[rows, None])
-        bins[found == rows[:, None]] = 2 * _BINS
-        counted = np.bincount(bins.ravel(), minlength=2 * _BINS + 1)
-        counts += counted[:-1].reshape(2, _BINS)
-    return Histogram(counts[1], counts[0], len(some), len(asking))
+        bins = np.clip((products + 1) * (_FINE_BINS / 2), 0, _FINE_BINS - 1)
+        # Those of one class are counted behind the others, the last is of no use.
+        bins = bins.astype(np.int32) + _FINE_BINS * (
+            labels[found] == labels[rows, None]
+        )
+        bins[found == rows[:, None]] = 2 * _FINE_BINS
+        counted = np.bincount(bins.ravel(), minlength=2 * _FINE_BINS + 1)
+        counts += counted[:-1].reshape(2, _FINE_BINS)
+    return _coarser(*counts, len(some), len(asking))
+
+
+def _coarser(negative, positive, counted: int, images: int) -> Histogram:
+    """The used part of a fine histogram over -1..1 in as many bins as are drawn."""
+    used = np.flatnonzero(positive + negative)
+    first, last = (used[0], used[-1] + 1) if len(used) else (0, _FINE_BINS)
+    width = -(-(last - first) // _BINS)
+    count = -(-(last - first) // width)
+    starts = first + width * np.arange(count + 1)
+    middles = (np.arange(_FINE_BINS) + 0.5) * 2 / _FINE_BINS - 1
+    pairs = positive.sum(), negative.sum()
+    # A negative pair in the bin of a positive one is below it half of the time.
+    below = np.cumsum(negative) - negative / 2
+    return Histogram(
+        edges=np.minimum(starts, _FINE_BINS) * 2 / _FINE_BINS - 1,
+        positive=np.add.reduceat(positive[:last], starts[:-1]),
+        negative=np.add.reduceat(negative[:last], starts[:-1]),
+        means=tuple(
+            float((side * middles).sum() / max(side.sum(), 1))
+            for side in (positive, negative)
+        ),
+        separation=float((positive * below).sum() / np.prod(pairs))
+        if all(pairs)
+        else 0,
+        counted=counted,
+        images=images,
+    )
 
 
 def heat(embedded: Embedded, labels: Int[np.ndarray, " n"], found: Confusions) -> Heat:

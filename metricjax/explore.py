@@ -105,7 +105,11 @@ def _run(options: argparse.Namespace) -> int:
             f"{options.source or options.name} has {index.valid.sum()} images that can "
             "be read: two at least are needed."
         )
-    split = index.split
+    data, split = trained.config.data, index.split
+    if options.source or options.name:
+        title = title_of(options.source, options.name or "folder")
+    else:
+        title = title_of(data.root, data.name)
     per_query, notes = _judged(embedded, split)
     with progress_bar("drawing") as progress:
         write(
@@ -113,7 +117,7 @@ def _run(options: argparse.Namespace) -> int:
             embedded,
             split,
             per_query,
-            title=_title(options, trained.config.data.name),
+            title=title,
             seed=trained.config.seed,
             notes=notes,
             threads=options.threads,
@@ -124,10 +128,9 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _title(options: argparse.Namespace, name: str) -> str:
-    if options.source:
-        return Path(options.source).name or options.source
-    return options.name or name
+def title_of(root: str | None, name: str) -> str:
+    """What to call images: by the place they are in, or by their data set."""
+    return Path(root).stem if name in ("folder", "packed") and root else name
 
 
 def _judged(embedded: Embedded, split: Split) -> tuple[dict, list[str]]:

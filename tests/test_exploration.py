@@ -121,16 +121,25 @@ def test_nothing_is_confused():
 
 
 @pytest.mark.parametrize("kind", ["all", "apart"])
-def test_pairs_by_similarity(split, embedded, kind):
-    gallery = roles(split, kind)
+@pytest.mark.parametrize("crowd", [0, 20])
+def test_pairs_by_similarity(split, embedded, kind, crowd):
+    rows = embedded.embeddings + np.float32(crowd)  # All nearly alike.
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    embedded, gallery = Embedded(rows, embedded.valid), roles(split, kind)
     found = exploration.pair_histogram(embedded, split.labels, gallery, seed=0)
     products = matrix(embedded, gallery)
     same = split.labels[:, None] == split.labels
-    for counts, pairs in ((found.positive, same), (found.negative, ~same)):
-        values = products[pairs & np.isfinite(products)]
-        expected = np.histogram(values, bins=200, range=(-1, 1))[0]
-        assert counts.sum() == expected.sum() > 0
-        assert np.abs(np.cumsum(counts) - np.cumsum(expected)).max() <= 1
+    values = [products[side & np.isfinite(products)] for side in (same, ~same)]
+    assert len(found.positive) == len(found.edges) - 1 > 40
+    for counts, side, mean in zip(
+        (found.positive, found.negative), values, found.means, strict=True
+    ):
+        expected = np.histogram(side, bins=found.edges)[0]
+        assert counts.sum() == len(side) > 0
+        assert np.abs(np.cumsum(counts) - np.cumsum(expected)).max() <= 2
+        np.testing.assert_allclose(mean, side.mean(), atol=1e-5)
+    larger = (values[0][:, None] > values[1]).mean()
+    np.testing.assert_allclose(found.separation, larger, atol=5e-3)
     assert found.counted == found.images == 30
 
 

@@ -55,17 +55,23 @@ class Confusions:
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
-    """Pairs of images by cosine similarity, in equal bins over -1..1.
+    """Pairs of images by cosine similarity.
 
     Attributes:
+        edges: [b + 1] of the bins, increasing.
         positive: [b] pairs of one class.
         negative: [b] pairs of two classes.
+        means: mean similarity of those of one class, and of two.
+        separation: how often a pair of one class is more alike than a pair of two.
         counted: of how many images all pairs with the gallery are counted.
         images: how many there are.
     """
 
+    edges: Float[np.ndarray, " b+1"]
     positive: Int[np.ndarray, " b"]
     negative: Int[np.ndarray, " b"]
+    means: tuple[float, float]
+    separation: float
     counted: int
     images: int
 
@@ -177,6 +183,8 @@ def render(
             "queries": explored.confusions.queries,
         },
         "histogram": {
+            "means": explored.histogram.means,
+            "separation": explored.histogram.separation,
             "counted": explored.histogram.counted,
             "images": explored.histogram.images,
         },
@@ -229,6 +237,7 @@ def _arrays(explored: Explored, sizes: np.ndarray) -> dict[str, np.ndarray]:
         "examples": np.where(
             explored.confusions.examples < 0, none, explored.confusions.examples
         ),
+        "edges": explored.histogram.edges.astype(np.float64),
         "positive": explored.histogram.positive.astype(np.float64),
         "negative": explored.histogram.negative.astype(np.float64),
         "heatClasses": explored.heat.classes.astype(np.uint32),

@@ -2,7 +2,7 @@
 
 const similarityView = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const HEIGHT = 300, LEFT = 44, RIGHT = 18, TOP = 34, BOTTOM = 40, MOST_BARS = 80;
+  const HEIGHT = 300, LEFT = 44, RIGHT = 18, TOP = 34, BOTTOM = 40;
 
   function shape(tag, attributes, ...children) {
     const made = document.createElementNS(SVG, tag);
@@ -11,44 +11,18 @@ const similarityView = (() => {
     return made;
   }
 
-  /** Counts over the bins that are used, some bins together where they are many. */
-  function bars() {
-    const positive = numbers("positive"), negative = numbers("negative");
-    const all = positive.length, used = (bin) => positive[bin] + negative[bin] > 0;
-    let first = 0, last = all - 1;
-    while (first < last && !used(first)) first++;
-    while (last > first && !used(last)) last--;
-    const together = Math.ceil((last + 1 - first) / MOST_BARS);
-    const count = Math.ceil((last + 1 - first) / together);
-    const sum = (counts, bar) => counts.slice(first + bar * together, first + (bar + 1) * together)
-      .reduce((total, value) => total + value, 0);
-    const edge = (bar) => Math.min(2 * (first + bar * together) / all - 1, 1);
-    const each = Array.from({ length: count }, (_, bar) => bar);
-    return {
-      positive: each.map((bar) => sum(positive, bar)), negative: each.map((bar) => sum(negative, bar)),
-      edges: [...each, count].map(edge), fine: { positive, negative },
-    };
-  }
-
+  const binned = {
+    edges: Array.from(numbers("edges")),
+    positive: Array.from(numbers("positive")), negative: Array.from(numbers("negative")),
+  };
   const totalOf = (counts) => counts.reduce((sum, value) => sum + value, 0);
+  /* Enough decimals to tell one bin from the next. */
+  const places = Math.max(2, Math.ceil(-Math.log10(binned.edges[1] - binned.edges[0])));
 
-  function mean(counts) {
-    const sum = counts.reduce((found, value, bin) => found + value * ((2 * bin + 1) / counts.length - 1), 0);
-    return sum / totalOf(counts);
-  }
-
-  /** How often a pair of one class is more alike than a pair of two. */
-  function separation({ positive, negative }) {
-    let below = 0, won = 0;
-    positive.forEach((count, bin) => {
-      won += count * (below + negative[bin] / 2);
-      below += negative[bin];
-    });
-    return won / (totalOf(positive) * totalOf(negative));
-  }
-
+  /** Round values between two others, at most so many. */
   function ticks(low, high, most) {
-    const step = [0.02, 0.05, 0.1, 0.2, 0.25, 0.5].find((one) => (high - low) / one <= most) || 0.5;
+    const power = 10 ** Math.floor(Math.log10((high - low) / most));
+    const step = [1, 2, 5, 10].map((one) => one * power).find((one) => (high - low) / one <= most);
     const found = [];
     for (let at = Math.ceil(low / step - 1e-9); at * step <= high + 1e-9; at++) found.push(at * step);
     return found;
@@ -77,7 +51,7 @@ const similarityView = (() => {
       const distance = Math.sqrt(Math.max(2 - 2 * value, 0)), at = x(value);
       made.push(
         shape("line", { x1: at, x2: at, y1: TOP, y2: HEIGHT - BOTTOM, class: "grid" }),
-        label(at, HEIGHT - BOTTOM + 16, "middle", String(Number(decimals(value, 2)))),
+        label(at, HEIGHT - BOTTOM + 16, "middle", String(Number(decimals(value, places)))),
         label(at, TOP - 8, "middle", distance.toFixed(2)),
       );
     }
@@ -109,7 +83,7 @@ const similarityView = (() => {
       if (bar < 0) return;
       marker.setAttribute("x1", x(value));
       marker.setAttribute("x2", x(value));
-      reading.textContent = `Similarity ${decimals(edges[bar], 2)} to ${decimals(edges[bar + 1], 2)}: `
+      reading.textContent = `Similarity ${decimals(edges[bar], places)} to ${decimals(edges[bar + 1], places)}: `
         + `${percent(shares.positive[bar])} of the pairs of one class, ${percent(shares.negative[bar])} of the others.`;
     });
     svg.addEventListener("pointerleave", () => {
@@ -120,26 +94,24 @@ const similarityView = (() => {
   }
 
   /** What the histogram shows, in words. */
-  function described({ fine }) {
-    const { counted: some, images } = facts.histogram;
+  function described() {
+    const { counted: some, images, means, separation } = facts.histogram;
+    const pairs = { positive: totalOf(binned.positive), negative: totalOf(binned.negative) };
     const which = some < images
       ? `All pairs of ${some.toLocaleString("en")} sampled images with the gallery: `
       : "All pairs of an image with the gallery: ";
-    const [positive, negative] = [fine.positive, fine.negative].map((counts) => ({
-      pairs: totalOf(counts), mean: decimals(mean(counts) || 0, 2),
-    }));
-    const ofOne = `${positive.pairs.toLocaleString("en")} of one class (mean similarity ${positive.mean})`;
-    const ofTwo = `${negative.pairs.toLocaleString("en")} of two (${negative.mean})`;
-    const said = `${which}${ofOne}${negative.pairs ? ` and ${ofTwo}` : ""}.`;
-    return positive.pairs && negative.pairs
-      ? `${said} A pair of one class is more alike than a pair of two ${percent(separation(fine))} of the time.` : said;
+    const ofOne = `${pairs.positive.toLocaleString("en")} of one class (mean similarity ${decimals(means[0], places)})`;
+    const ofTwo = `${pairs.negative.toLocaleString("en")} of two (${decimals(means[1], places)})`;
+    if (!pairs.negative) return `${which}${ofOne}.`;
+    if (!pairs.positive) return `${which}${ofTwo}.`;
+    return `${which}${ofOne} and ${ofTwo}. A pair of one class is more alike than a pair of two ${percent(separation)} of the time.`;
   }
 
   /** Draws the histogram as wide as there is room. */
-  function drawHistogram(binned, width) {
+  function drawHistogram(width) {
     const shareOf = (counts) => counts.map((value) => value / (totalOf(counts) || 1));
     const shares = { positive: shareOf(binned.positive), negative: shareOf(binned.negative) };
-    const scale = scales(binned, shares, width), said = described(binned);
+    const scale = scales(binned, shares, width), said = described();
     const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": said });
     svg.append(...axes(scale), area("negative", binned, shares, scale), area("positive", binned, shares, scale));
     document.getElementById("pairs-text").textContent = said;
@@ -185,7 +157,7 @@ const similarityView = (() => {
 
   function read() {
     const one = heatClasses[row], other = heatClasses[column], value = heat[row * count + column];
-    const said = Number.isNaN(value) ? "no two images" : decimals(value, 3);
+    const said = Number.isNaN(value) ? "no two images" : decimals(value, Math.max(places, 3));
     reading.replaceChildren(
       element("p", { class: "big" }, said),
       element("p", { class: "quiet" }, one === other ? "mean similarity of two images of the class" : "mean similarity of an image of one and an image of the other"),
@@ -220,19 +192,19 @@ const similarityView = (() => {
     open() {
       if (ready) return;
       ready = true;
-      const figure = document.getElementById("pairs-figure"), binned = bars();
+      const figure = document.getElementById("pairs-figure");
       let drawn = 0;
       new ResizeObserver(() => {
         const width = Math.round(figure.clientWidth);
         if (!width || width === drawn) return;
         drawn = width;
-        drawHistogram(binned, width);
+        drawHistogram(width);
       }).observe(figure);
       document.getElementById("heat").hidden = count < 2;
       if (count < 2) return;
       document.getElementById("heat-text").textContent =
         `${counted(count, "class", "classes")}${count < facts.classes.length ? " that are confused most" : ""}, alike ones side by side; `
-        + `from ${decimals(lowest, 2)} (dark) to ${decimals(most, 2)} (bright). The diagonal is pairs within a class: it should be bright, all else dark.`;
+        + `from ${decimals(lowest, places)} (dark) to ${decimals(most, places)} (bright). The diagonal is pairs within a class: it should be bright, all else dark.`;
       canvas.setAttribute("aria-label", "Heat map of mean similarities between classes");
       read();
       new ResizeObserver(drawHeat).observe(canvas);

@@ -79,6 +79,9 @@ function sign(good) {
   return svg;
 }
 
+/** A similarity; near 1 with one decimal more, for crowded embeddings. */
+const likeness = (value) => decimals(value, value > 0.99 && value < 0.99995 ? 4 : 3);
+
 /**
  * A button with the picture of an image; it makes the image the one that is walked to.
  *
@@ -89,7 +92,7 @@ function tile(image, { asked = -1, alike = null, title = "" } = {}) {
   const kind = asked < 0 || !judged ? "" : good ? "right" : "wrong";
   const said = [
     title, kind, className(image), facts.names[image],
-    alike === null ? "" : `similarity ${alike.toFixed(3)}`,
+    alike === null ? "" : `similarity ${likeness(alike)}`,
   ].filter((part) => part).join(", ");
   const button = element(
     "button",
@@ -97,7 +100,7 @@ function tile(image, { asked = -1, alike = null, title = "" } = {}) {
     picture(image),
   );
   if (alike !== null) {
-    button.append(element("span", { class: "alike" }, judged ? sign(good) : null, alike.toFixed(3)));
+    button.append(element("span", { class: "alike" }, judged ? sign(good) : null, likeness(alike)));
   }
   return button;
 }
