@@ -25,7 +25,7 @@ from metricjax.reports.explorer import (
 )
 
 NEIGHBORS = 10
-METRICS = ("recall@1", "r_precision", "map@r")
+METRICS = ("r_precision", "map@r")
 MOST_IMAGES = 60_000
 """Of a larger split whole classes are drawn until there are about as many images."""
 
@@ -52,7 +52,8 @@ def explore(
       embedded: the images' embeddings.
       split: the images.
       per_query: `query` [q], rows of the split, and metrics [q] by name, as
-        `evaluation.retrieval` gives them with `per_query=True`.
+        `evaluation.retrieval` gives them with `per_query=True`; without recall@1 the
+        order of the neighbours decides.
       seed: of what is sampled: the pairs that are counted, and classes where there are
         more than `MOST_IMAGES` images.
       tsne: whether to make a t-SNE as well, which needs scikit-learn.
@@ -72,6 +73,9 @@ def explore(
     rank, right, right_similarity = first_right(embedded, labels, gallery, nearest)
     queries = np.asarray(per_query["query"])
     found = confusions(labels, queries, nearest[:, 0])
+    right_at_once = per_query.get(
+        "recall@1", labels[nearest[queries, 0]] == labels[queries]
+    )
     return Explored(
         numbers=shown,
         labels=labels,
@@ -82,7 +86,8 @@ def explore(
         valid=embedded.valid,
         is_gallery=gallery,
         queries=queries,
-        metrics={name: np.asarray(per_query[name]) for name in METRICS},
+        metrics={name: np.asarray(per_query[name]) for name in METRICS}
+        | {"recall@1": np.asarray(right_at_once, np.float64)},
         neighbors=nearest,
         similarities=similarities,
         rank=rank,
@@ -236,9 +241,8 @@ def pair_histogram(
         products = embedded.embeddings[rows] @ pictured.T
         bins = np.clip((products + 1) * (_FINE_BINS / 2), 0, _FINE_BINS - 1)
         # Those of one class are counted behind the others, the last is of no use.
-        bins = bins.astype(np.int32) + _FINE_BINS * (
-            labels[found] == labels[rows, None]
-        )
+        same = labels[found] == labels[rows, None]
+        bins = bins.astype(np.int32) + _FINE_BINS * same
         bins[found == rows[:, None]] = 2 * _FINE_BINS
         counted = np.bincount(bins.ravel(), minlength=2 * _FINE_BINS + 1)
         counts += counted[:-1].reshape(2, _FINE_BINS)

@@ -15,6 +15,7 @@ from metricjax import (
     agreement,
     analyses,
     bucket,
+    explore,
     judging,
     mesh,
     outcomes,
@@ -209,6 +210,17 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
         temporary.write_bytes(outcomes.pack(per_query, test))
     results_path = run.workdir / "results.json"
     write_atomically(results_path, json.dumps(results, indent=1) + "\n")
+    explorer = run.workdir / "explorer.html"
+    explore.write(
+        explorer,
+        trained,
+        test,
+        per_query,
+        title=explore.title_of(run.config.data.root, run.dataset.name),
+        seed=run.config.seed,
+        report="report.html",
+        threads=run.config.data.threads,
+    )
     report = run.workdir / "report.html"
     queries = judging.sample_queries(trained, test, run.config.seed)
     learnt = mesh.to_host((chosen.variables, state.proxies, state.objective))
@@ -226,6 +238,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
             image=test.read,
             name=lambda index: test.names[index],
             studies=[*verification, *found],
+            explorer=explorer.name,
         )
     low, high = results["intervals"]["recall@1"]
     say(

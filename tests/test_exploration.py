@@ -216,3 +216,12 @@ def test_of_too_many_images_whole_classes_are_kept(split, embedded, monkeypatch)
     numbers = found.numbers[found.queries]
     np.testing.assert_allclose(found.metrics["r_precision"], numbers / 30)
     assert found.neighbors.max() < 15
+
+
+def test_without_recall_the_order_of_neighbours_decides(split, embedded):
+    values = exploring.per_query(split, embedded)
+    del values["recall@1"]
+    found = exploration.explore(embedded, split, values)
+    expected = found.rank[found.queries] == 1
+    np.testing.assert_array_equal(found.metrics["recall@1"], expected)
+    assert 0 < expected.mean() < 1

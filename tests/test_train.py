@@ -64,7 +64,7 @@ def test_what_a_run_leaves(tiny):
     workdir = tiny.finished
     names = {path.name for path in workdir.iterdir()} - {"tensorboard"}
     files = {"config.json", "metrics.jsonl", "results.json", "report.html"}
-    files |= {"model.safetensors", "queries.npz"}
+    files |= {"explorer.html", "model.safetensors", "queries.npz"}
     assert names == files | {"checkpoints"}
     kept = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
     selected = results_of(workdir)["selected_step"]
@@ -217,7 +217,9 @@ def test_the_report_needs_nothing_else(tiny):
     references = re.findall(r"""\b(?:src|href)\s*=\s*["']?([^"'\s>]+)""", page)
     references += re.findall(r"""url\(["']?([^"')]+)""", page)
     assert any(reference.startswith("data:image/") for reference in references)
-    assert all(r.startswith(("data:", "#")) for r in references), references
+    assert {r for r in references if not r.startswith(("data:", "#"))} == {
+        "explorer.html"
+    }
     assert "@import" not in page and "<script src" not in page
     assert "width=device-width" in page
     assert f"{100 * results_of(tiny.finished)['recall@1']:.1f}" in page
@@ -520,3 +522,11 @@ def test_a_batch_that_the_devices_cannot_share(tiny, tmp_path):
     assert "config.batch_size is 8, which 3 devices" in result.stderr
     assert result.stderr.endswith(" 6.\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_explorer_shows_what_was_judged(tiny):
+    page = (tiny.finished / "explorer.html").read_text()
+    results = results_of(tiny.finished)
+    assert f"Recall@1 <b>{100 * results['recall@1']:.1f}%</b>" in page
+    assert "<span>42 images</span> <span>7 classes</span>" in page
+    assert '<a href="report.html">Report</a>' in page
