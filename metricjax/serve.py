@@ -113,7 +113,7 @@ def _application(options: argparse.Namespace, is_local: bool, say):
     from metricjax.index import Index
     from metricjax.serving import application, guard, searching, uploads
     from metricjax.serving.batches import Batches
-    from metricjax.serving.catalog import Catalog, threshold_of
+    from metricjax.serving.catalog import Catalog, Threshold
     from metricjax.trained import Trained
 
     program_cache.use()
@@ -132,17 +132,19 @@ def _application(options: argparse.Namespace, is_local: bool, say):
     pages = {name: Path(options.run) / name for name in application.PAGES}
     pages = {name: path for name, path in pages.items() if path.is_file()}
     explored = "explorer.html" in pages and is_own and part == "test"
-    catalog = Catalog(index, threshold_of(trained.results), explored)
+    catalog = Catalog(index, Threshold.of(trained.results), explored)
     searcher = searching.Searcher(catalog, trained.embed_prepared)
     size = min(options.batch, trained.embedder.batch_size)
     say(f"compiling for batches of up to {size} pictures")
     searching.warm(searcher, trained.transform.config.shape, size)
     transform = trained.transform
     service = application.Service(
-        title=_title(options.gallery, options.name or trained.config.data.name, part),
+        title=_title(options, trained.config.data, part),
         catalog=catalog,
         batches=Batches(searcher, size=size),
-        decoder=uploads.Decoder(transform.prepare_test, transform.config.channels),
+        decoder=uploads.Decoder(
+            transform.prepare_test, transform.config.channels, transform.enough
+        ),
         receiver=uploads.Receiver(uploads.Limits()),
         pages=pages,
         threads=ThreadPoolExecutor(max(2, os.cpu_count() or 1), "decode"),
@@ -150,8 +152,11 @@ def _application(options: argparse.Namespace, is_local: bool, say):
     return application.application(service, guard.LOOPBACK if is_local else None)
 
 
-def _title(source: str | None, name: str, part: str | None) -> str:
-    """What the page calls the gallery."""
+def _title(options: argparse.Namespace, data, part: str | None) -> str:
+    """What the page calls the gallery: its file, or else its data set."""
+    source, name = options.gallery, options.name
+    if source is None and name is None:
+        source, name = data.root, data.name
     title = os.path.basename(os.path.normpath(source)) if source else name
     return title if part in (None, "all") else f"{title}, {part} images"
 

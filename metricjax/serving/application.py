@@ -92,10 +92,15 @@ class Service:
             images=len(catalog),
             classes=catalog.split.num_classes if catalog.has_classes else 0,
             categories=list(catalog.split.category_names),
-            threshold=catalog.threshold,
+            threshold=catalog.threshold and catalog.threshold.similarity,
             links={name: PAGES[name] for name in self.pages},
             max_bytes=self.receiver.limits.picture,
         )
+
+    @functools.cached_property
+    def _threshold(self) -> dict[str, float] | None:
+        threshold = self.catalog.threshold
+        return threshold and dataclasses.asdict(threshold)
 
     async def search(self, request: Request) -> Response:
         """An image of the gallery to its neighbours."""
@@ -152,7 +157,7 @@ class Service:
                 "query": query,
                 "neighbors": [catalog.neighbor(*one) for one in found],
                 "searched": int(catalog.mask(question.among).sum()),
-                "threshold": catalog.threshold,
+                "threshold": self._threshold,
                 "milliseconds": round(1e3 * (time.perf_counter() - began), 1),
             }
         )

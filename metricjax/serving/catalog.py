@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ from metricjax.serving.refusals import Refused
 # Side of a thumbnail in pixels, and how many are kept.
 _SIDE = 320
 _KEPT = 1000
+# Of pairs of different classes, the share that may be called the same.
+_FALSE_MATCHES = 1e-3
 # Filters whose masks are kept.
 _MASKS = 64
 
@@ -38,6 +41,30 @@ class Searchable(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Threshold:
+    """From where on two images count as the same.
+
+    Attributes:
+      similarity: of theirs, at least.
+      false_match_rate: share of pairs of different classes that reach it.
+    """
+
+    similarity: float
+    false_match_rate: float
+
+    @classmethod
+    def of(cls, results: Mapping[str, Any]) -> "Threshold | None":
+        """That of a run's results for the rate nearest to one in a thousand, if any."""
+        found = results.get("thresholds") or ()
+        known = [cls(one["similarity"], one["false_match_rate"]) for one in found]
+        return min(
+            known,
+            key=lambda one: abs(math.log(one.false_match_rate / _FALSE_MATCHES)),
+            default=None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Filter:
     """Which images may be found: of any of these classes and any of these categories.
 
@@ -55,14 +82,14 @@ class Catalog:
 
     Args:
       index: what is searched.
-      threshold: similarity from which two images count as the same, if it is known.
+      threshold: from where on two images count as the same, if it is known.
       explored: whether the run's explorer shows the same images by the same numbers.
     """
 
     def __init__(
         self,
         index: Searchable,
-        threshold: float | None = None,
+        threshold: Threshold | None = None,
         explored: bool = False,
     ):
         self.index = index
@@ -101,7 +128,7 @@ class Catalog:
         """The same of an image that was found."""
         found = self.entry(image) | {"similarity": round(similarity, 6)}
         if self.threshold is not None:
-            found["same"] = bool(similarity >= self.threshold)
+            found["same"] = bool(similarity >= self.threshold.similarity)
         return found
 
     def check(self, image: int) -> int:
@@ -178,11 +205,6 @@ class Catalog:
         except (UnreadableImage, ValueError) as error:
             raise Refused(404, f"Image {image} cannot be read any more.") from error
         return thumbnails.encoded(pixels, _SIDE)
-
-
-def threshold_of(results: dict[str, Any]) -> float | None:
-    """The calibrated similarity of "the same" in a run's results, if there is one."""
-    return None
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:

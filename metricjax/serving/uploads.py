@@ -199,11 +199,18 @@ class Decoder:
     Args:
       prepare: makes it of uint8 [h, w, channels] of any size.
       channels: 1 or 3.
+      enough: pixels of a side that a JPEG may be decoded at, see `decoding.decode`.
     """
 
-    def __init__(self, prepare: Callable[[np.ndarray], np.ndarray], channels: int):
+    def __init__(
+        self,
+        prepare: Callable[[np.ndarray], np.ndarray],
+        channels: int,
+        enough: int = 0,
+    ):
         self._prepare = prepare
         self._channels = channels
+        self._enough = enough
         self._alone = threading.Lock()
 
     def __call__(self, content: bytes) -> np.ndarray:
@@ -215,7 +222,7 @@ class Decoder:
         pixels = _count_pixels(content)
         with self._alone if pixels > _MANY else contextlib.nullcontext():
             try:
-                image = decoding.decode(content, self._channels)
+                image = decoding.decode(content, self._channels, least=self._enough)
             except ValueError as error:
                 reason = str(error).rstrip(".")[:200]
                 raise Refused(

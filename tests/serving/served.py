@@ -22,7 +22,7 @@ from metricjax.data.collections import open_collection
 from metricjax.index import Index
 from metricjax.serving import application, guard, searching, server, uploads
 from metricjax.serving.batches import Batches
-from metricjax.serving.catalog import Catalog
+from metricjax.serving.catalog import Catalog, Threshold
 
 SIDE = 16
 # Class, category and colour; the names are such as files and tables may hold.
@@ -84,11 +84,10 @@ def make_index(directory) -> Index:
     return Index(split, embeddings, valid)
 
 
-def make_service(directory, *, threshold=0.98, pages=None, limits=None, **batching):
+def make_service(directory, *, pages=None, limits=None, **batching):
     """All that routes use; `batching` as of `Batches`, `around` wraps its answers."""
-    catalog = Catalog(
-        make_index(directory), threshold, "explorer.html" in (pages or {})
-    )
+    explored = "explorer.html" in (pages or {})
+    catalog = Catalog(make_index(directory), Threshold(0.98, 0.001), explored)
     answer = searching.Searcher(catalog, embed)
     around = batching.pop("around", None)
     if around is not None:

@@ -68,11 +68,11 @@ def test_a_picture_to_its_neighbours(client):
         "similarity": first["similarity"],
         "same": True,
     }
+    assert answer["threshold"] == {"similarity": 0.98, "false_match_rate": 0.001}
     similarities = [one["similarity"] for one in answer["neighbors"]]
     assert similarities == sorted(similarities, reverse=True)
     assert all(
-        one["same"] == (one["similarity"] >= answer["threshold"])
-        for one in answer["neighbors"]
+        one["same"] == (one["similarity"] >= 0.98) for one in answer["neighbors"]
     )
 
 

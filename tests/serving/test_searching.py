@@ -6,7 +6,7 @@ import served
 
 from metricjax.data.collections import open_collection
 from metricjax.index import Index
-from metricjax.serving.catalog import Catalog, Filter, threshold_of
+from metricjax.serving.catalog import Catalog, Filter, Threshold
 from metricjax.serving.refusals import Refused
 from metricjax.serving.searching import Question, Searcher, warm
 
@@ -111,5 +111,17 @@ def test_a_gallery_without_classes(tmp_path):
     assert catalog.entry(0)["class"] is None and catalog.entry(0)["category"] is None
 
 
-def test_a_run_that_has_no_threshold():
-    assert threshold_of({"recall@1": 0.5}) is None
+@pytest.mark.parametrize(
+    "rates, chosen",
+    [([0.1, 0.01, 0.001, 0.0001], 0.001), ([0.1, 0.01], 0.01), ([1e-5], 1e-5)],
+)
+def test_the_threshold_of_a_run(rates, chosen):
+    found = [
+        {"similarity": 1 - rate, "false_match_rate": rate, "test": {}} for rate in rates
+    ]
+    assert Threshold.of({"thresholds": found}) == Threshold(1 - chosen, chosen)
+
+
+def test_a_run_without_a_threshold():
+    assert Threshold.of({"recall@1": 0.5}) is None
+    assert Threshold.of({"thresholds": []}) is None

@@ -66,7 +66,10 @@ def test_a_file_is_chosen(page, tmp_path):
     assert browser.find("#asked-picture").get_attribute("naturalWidth") == "40"
     same = browser.all(f"{CARDS} .same")
     assert browser.find("#status").text.startswith("12 of 19 images in")
-    assert f"{len(same)} the same (0.98 and above)" in browser.find("#status").text
+    assert (
+        f"; {len(same)} the same (0.980 or more; 0.1% false matches)"
+        in browser.find("#status").text
+    )
     assert browser.complaints() == []
 
 

@@ -99,11 +99,13 @@ async function showNeighbors(now, signal) {
 function summary(found) {
   const among = numbers.format(found.searched);
   if (!found.neighbors.length) return `None of ${among} images can be found so.`;
-  const same = found.neighbors.filter((one) => one.same).length;
-  const matches =
-    found.threshold === null ? "" : `, ${same} the same (${found.threshold.toFixed(2)} and above)`;
   const time = numbers.format(Math.max(1, Math.round(found.milliseconds)));
-  return `${found.neighbors.length} of ${among} images in ${time} ms${matches}`;
+  const all = `${found.neighbors.length} of ${among} images in ${time} ms`;
+  if (found.threshold === null) return all;
+  const same = found.neighbors.filter((one) => one.same).length;
+  const least = found.threshold.similarity.toFixed(3);
+  const rate = `${Number((100 * found.threshold.false_match_rate).toPrecision(2))}%`;
+  return `${all}; ${same} the same (${least} or more; ${rate} false matches)`;
 }
 
 async function show() {

@@ -4,13 +4,14 @@ function card(one, address) {
   const title = one.class || one.name;
   const known = "similarity" in one;
   const shown = make("a", { className: "card", href: address, draggable: false });
-  const words = known ? `similarity ${one.similarity.toFixed(2)}` : "";
+  const words = known ? `similarity ${one.similarity.toFixed(3)}` : "";
   shown.title = one.name;
   shown.append(
     make("span", { className: "frame" }, picture(one.thumbnail, "")),
     make(
       "span",
       { className: "caption" },
+      badge(one),
       make("b", { textContent: title }),
       one.category ? make("span", { className: "quiet", textContent: one.category }) : null,
       known ? score(one) : null,
@@ -19,6 +20,10 @@ function card(one, address) {
   const said = [title, one.category, words, one.same ? "the same" : ""];
   shown.setAttribute("aria-label", said.filter(Boolean).join(", "));
   return make("li", {}, shown);
+}
+
+function badge(one) {
+  return one.same ? make("span", { className: "same" }, symbol("tick"), "same") : null;
 }
 
 function score(one) {
@@ -30,14 +35,11 @@ function score(one) {
     mark.style.left = `${100 * settings.threshold}%`;
     bar.append(mark);
   }
-  const tag = one.same
-    ? make("span", { className: "same" }, symbol("tick"), "same")
-    : null;
   const value = make("span", {
     className: "value",
-    textContent: one.similarity.toFixed(2).replace("-", "−"),
+    textContent: one.similarity.toFixed(3).replace("-", "−"),
   });
-  return make("span", { className: one.same ? "score is-same" : "score" }, bar, tag, value);
+  return make("span", { className: one.same ? "score is-same" : "score" }, bar, value);
 }
 
 function showCards(entries) {
