@@ -35,8 +35,8 @@ Programs send a picture and get JSON:
     'http://127.0.0.1:8000/search?top=10&category=NAME&class=NAME'
   curl -F image=@PICTURE.jpg -F top=10 http://127.0.0.1:8000/search
 
-A picture may have 16 MiB and 50 million pixels. There is no password: whoever reaches
-the address can search.
+A picture may have 16 MiB and 16 million pixels, a JPEG 50 million. There is no
+password: whoever reaches the address can search.
 
 Exit code: 0 ended by SIGTERM or Ctrl-C; 2 something to mend, told in one sentence; 130
 stopped before it served; 1 a fault of metricjax, with a traceback.

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -20,9 +21,11 @@ Image.init()
 _NAMES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 FORMATS = tuple(name for name in _NAMES if name in Image.OPEN)
 KINDS = "a JPEG, PNG, WebP, GIF, BMP, AVIF or TIFF file"
-# Pixels of a picture, at most: 8192 x 6144. Those of more than `_MANY` are decoded one
-# at a time, so that many at once need little more memory than the largest alone.
-MAX_PIXELS = 48 * 2**20
+# Pixels of a picture, at most: of a photograph 8192 x 6144, of others, which come out
+# whole and in more copies, 4096 x 4096. Those of more than `_MANY` are decoded one at a
+# time, so that many at once need little more memory than the largest alone.
+_MOST_JPEG = 48 * 2**20
+_MOST = 16 * 2**20
 _MANY = 4 * 2**20
 # Scans of a JPEG, at most; progressive ones have about ten. Each is work for all
 # pixels: with thousands of empty ones a small file would take minutes.
@@ -212,6 +215,8 @@ class Decoder:
         self._channels = channels
         self._enough = enough
         self._alone = threading.Lock()
+        # Whoever sends such a picture hears of it; the log need not.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
     def __call__(self, content: bytes) -> np.ndarray:
         """A file's picture, prepared.
@@ -238,11 +243,18 @@ def _count_pixels(content: bytes) -> int:
             width, height = image.size
             is_jpeg = image.format in ("JPEG", "MPO")
     except Image.DecompressionBombError as error:
-        raise Refused(413, _TOO_MANY.format("The picture has")) from error
+        raise Refused(
+            413, f"The picture has far too many pixels: {_SMALLER}"
+        ) from error
     except Exception as error:  # PIL's plug-ins raise nearly anything on foreign bytes.
         raise Refused(415, f"This is not a picture: send {KINDS}.") from error
-    if width * height > MAX_PIXELS:
-        raise Refused(413, _TOO_MANY.format(f"With {width} x {height} it has"))
+    most = _MOST_JPEG if is_jpeg else _MOST
+    if width * height > most:
+        raise Refused(
+            413,
+            f"The picture has {width} x {height} pixels, more than "
+            f"{most // 10**6} million: {_SMALLER}",
+        )
     if is_jpeg and content.count(_SCAN) > _MAX_SCANS:
         raise Refused(
             413,
@@ -252,6 +264,4 @@ def _count_pixels(content: bytes) -> int:
     return width * height
 
 
-_TOO_MANY = (
-    f"{{}} more than {MAX_PIXELS // 10**6} million pixels: send it at a smaller size."
-)
+_SMALLER = "send it at a smaller size."

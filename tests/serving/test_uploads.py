@@ -91,13 +91,18 @@ BAD = {
     "the head of a JPEG": (JPEG[:30], 415, "This is not a picture"),
     "most of a JPEG": (JPEG[:-80], 422, "The picture is damaged"),
     "half of a PNG": (served.encode(RED)[:900], 422, "The picture is damaged"),
-    "a bomb": (BOMB, 413, "more than 50 million pixels"),
-    "more than 50 million pixels": (
-        png(7_000, 7_300),
+    "a bomb": (BOMB, 413, "far too many pixels"),
+    "a large PNG": (
+        png(4_000, 4_200),
         413,
-        "With 7000 x 7300 it has more than 50 million pixels",
+        "The picture has 4000 x 4200 pixels, more than 16 million",
     ),
-    "a vast JPEG": (jpeg_of(60_000, 60_000), 413, "more than 50 million pixels"),
+    "a large JPEG": (
+        jpeg_of(7_100, 7_100),
+        413,
+        "The picture has 7100 x 7100 pixels, more than 50 million",
+    ),
+    "a vast JPEG": (jpeg_of(60_000, 60_000), 413, "far too many pixels"),
     "a hundred scans": (with_many_scans(), 413, "more than 64 scans"),
     "too many bytes": (JPEG + bytes(LIMITS.picture), 413, "larger than 0.191 MiB"),
 }

@@ -40,7 +40,7 @@ async function answerTo(kept, parameters, signal) {
     kept.file = await redrawn(kept.file).catch(() => kept.file);
   }
   let answer = await send(kept.file, parameters, signal);
-  if (answer.status === 415) {
+  if ([413, 415].includes(answer.status)) {
     const file = await redrawn(kept.file).catch(() => null);
     if (file) {
       kept.file = file;
