@@ -105,9 +105,10 @@ def make_service(directory, *, pages=None, limits=None, **batching):
 
 def serve(directory, port=0) -> None:
     limits = uploads.Limits(picture=2**20, held=2**22, seconds=1.5)
-    app = application.application(
-        make_service(directory, limits=limits), guard.LOOPBACK
-    )
+    pages = {"explorer.html": Path(directory) / "explorer.html"}
+    pages["explorer.html"].write_text("<title>explored</title>", encoding="utf-8")
+    service = make_service(directory, limits=limits, pages=pages)
+    app = application.application(service, guard.LOOPBACK)
     bound = server.bind("127.0.0.1", port)
     server.run(app, bound, lambda: print(server.address_of(bound), flush=True))
 

@@ -141,6 +141,19 @@ def test_one_walks_and_comes_back(page, tmp_path):
     browser.wait_for("return document.getElementById('asked').hidden")
 
 
+def test_the_way_to_the_explorer(page, tmp_path):
+    browser = page()
+    assert browser.find("nav a").text == "Explorer"
+    choose(browser, tmp_path, served.KINDS[0][2])
+    assert not browser.find("#asked-explorer").is_displayed()
+    browser = page("#image=7")
+    browser.find("#asked-explorer").click()
+    browser.wait_for("return document.title === 'explored'")
+    assert browser.run("return location.pathname + location.hash") == (
+        "/explorer.html#image=7"
+    )
+
+
 def test_filters_stand_in_the_address(page):
     browser = page("#image=0&top=24")
     browser.find("#category").send_keys("cold <b>")
