@@ -52,3 +52,22 @@ def per_query(split: Split, embedded: Embedded) -> dict[str, np.ndarray]:
         "r_precision": share,
         "map@r": share / 2,
     }
+
+
+def matrix(embedded, gallery):
+    """Similarities to gallery images other than the own one; -inf to the rest."""
+    rows = embedded.embeddings.astype(np.float64)
+    products = rows @ rows.T
+    products[:, ~gallery] = -np.inf
+    np.fill_diagonal(products, -np.inf)
+    return products
+
+
+def roles(split, kind):
+    """Which images may be found: all; all but some; none of the queries."""
+    gallery = np.ones(len(split), bool)
+    if kind == "some":
+        gallery[::4] = False
+    if kind == "apart":
+        gallery[: len(split) // 2] = False
+    return gallery

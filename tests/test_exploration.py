@@ -20,29 +20,10 @@ def embedded(split):
     return exploring.embedded(split)
 
 
-def matrix(embedded, gallery):
-    """Similarities to gallery images other than the own one; -inf to the rest."""
-    rows = embedded.embeddings.astype(np.float64)
-    products = rows @ rows.T
-    products[:, ~gallery] = -np.inf
-    np.fill_diagonal(products, -np.inf)
-    return products
-
-
-def roles(split, kind):
-    """Which images may be found: all; all but some; none of the queries."""
-    gallery = np.ones(len(split), bool)
-    if kind == "some":
-        gallery[::4] = False
-    if kind == "apart":
-        gallery[: len(split) // 2] = False
-    return gallery
-
-
 @pytest.mark.parametrize("kind", ["all", "some", "apart"])
 def test_neighbours_of_every_image(split, embedded, kind):
-    gallery = roles(split, kind)
-    products = matrix(embedded, gallery)
+    gallery = exploring.roles(split, kind)
+    products = exploring.matrix(embedded, gallery)
     similarities, indices = exploration.walks(embedded, gallery, 4)
     expected = np.argsort(-products, axis=1, kind="stable")[:, :4]
     np.testing.assert_array_equal(indices, expected)
@@ -62,8 +43,8 @@ def test_images_without_embedding_neither_ask_nor_are_found(split):
 @pytest.mark.parametrize("kind", ["all", "some", "apart"])
 @pytest.mark.parametrize("kept", [1, 3])
 def test_the_rank_of_the_first_right_one(split, embedded, kind, kept):
-    labels, gallery = split.labels, roles(split, kind)
-    products = matrix(embedded, gallery)
+    labels, gallery = split.labels, exploring.roles(split, kind)
+    products = exploring.matrix(embedded, gallery)
     _, nearest = exploration.walks(embedded, gallery, kept)
     rank, right, similarity = exploration.first_right(
         embedded, labels, gallery, nearest
@@ -91,97 +72,6 @@ def test_duplicates_of_other_classes_are_no_crash():
     rank, right, _ = exploration.first_right(embedded, labels, gallery, nearest)
     assert rank[4] == 0 and right[4] == -1
     assert (rank[:4] >= 1).all() and (labels[right[:4]] == labels[:4]).all()
-
-
-def test_confusions_are_counted_either_way(split, embedded):
-    labels = split.labels
-    nearest = matrix(embedded, roles(split, "all")).argmax(axis=1)
-    found = exploration.confusions(labels, np.arange(30), nearest)
-    table = np.zeros((6, 6), int)
-    np.add.at(table, (labels, labels[nearest]), 1)
-    assert found.queries == table.sum() - np.trace(table) > 3
-    assert found.total == len(found.pairs)
-    totals = found.counts.sum(axis=1)
-    assert (np.diff(totals) <= 0).all() and totals.sum() == found.queries
-    for (one, other), (there, back), examples in zip(
-        found.pairs, found.counts, found.examples, strict=True
-    ):
-        assert one < other and (there, back) == (table[one, other], table[other, one])
-        some = examples[examples >= 0]
-        assert len(some) == min(there + back, 4) == len(set(some.tolist()))
-        for query in some:
-            assert {labels[query], labels[nearest[query]]} == {one, other}
-
-
-def test_nothing_is_confused():
-    labels = np.array([0, 0, 1, 1])
-    found = exploration.confusions(labels, np.arange(4), np.array([1, 0, 3, 2]))
-    assert found.total == found.queries == 0
-    assert found.pairs.shape == (0, 2) and found.examples.shape[0] == 0
-
-
-@pytest.mark.parametrize("kind", ["all", "apart"])
-@pytest.mark.parametrize("crowd", [0, 20])
-def test_pairs_by_similarity(split, embedded, kind, crowd):
-    rows = embedded.embeddings + np.float32(crowd)  # All nearly alike.
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    embedded, gallery = Embedded(rows, embedded.valid), roles(split, kind)
-    found = exploration.pair_histogram(embedded, split.labels, gallery, seed=0)
-    products = matrix(embedded, gallery)
-    same = split.labels[:, None] == split.labels
-    values = [products[side & np.isfinite(products)] for side in (same, ~same)]
-    assert len(found.positive) == len(found.edges) - 1 > 40
-    for counts, side, mean in zip(
-        (found.positive, found.negative), values, found.means, strict=True
-    ):
-        expected = np.histogram(side, bins=found.edges)[0]
-        assert counts.sum() == len(side) > 0
-        assert np.abs(np.cumsum(counts) - np.cumsum(expected)).max() <= 2
-        np.testing.assert_allclose(mean, side.mean(), atol=1e-5)
-    larger = (values[0][:, None] > values[1]).mean()
-    np.testing.assert_allclose(found.separation, larger, atol=5e-3)
-    assert found.counted == found.images == 30
-
-
-def test_many_images_are_sampled_for_it(split, embedded, monkeypatch):
-    monkeypatch.setattr(exploration, "_COUNTED", 7)
-    gallery = roles(split, "all")
-    found = exploration.pair_histogram(embedded, split.labels, gallery, seed=0)
-    assert (found.counted, found.images) == (7, 30)
-    assert found.positive.sum() == 7 * 4 and found.negative.sum() == 7 * 25
-
-
-def test_means_between_classes_are_those_of_all_pairs(split, embedded):
-    nearest = matrix(embedded, roles(split, "all")).argmax(axis=1)
-    found = exploration.confusions(split.labels, np.arange(30), nearest)
-    heat = exploration.heat(embedded, split.labels, found)
-    products = matrix(embedded, roles(split, "all"))
-    assert sorted(heat.classes) == list(range(6))
-    for row, one in enumerate(heat.classes):
-        for column, other in enumerate(heat.classes):
-            block = products[np.ix_(split.labels == one, split.labels == other)]
-            expected = block[np.isfinite(block)].mean()
-            np.testing.assert_allclose(heat.means[row, column], expected, atol=1e-6)
-
-
-def test_the_classes_that_are_confused_most_are_compared(monkeypatch):
-    monkeypatch.setattr(exploration, "_HEATED", 2)
-    labels = np.repeat(np.arange(4), 2)
-    rows = np.eye(8, dtype=np.float32)
-    nearest = np.array([1, 0, 3, 2, 6, 6, 7, 4])  # 2 and 3 are taken for each other.
-    found = exploration.confusions(labels, np.arange(8), nearest)
-    heat = exploration.heat(Embedded(rows, np.ones(8, bool)), labels, found)
-    assert sorted(heat.classes) == [2, 3]
-
-
-def test_a_class_of_one_image_has_no_pairs():
-    labels = np.array([0, 0, 1])
-    embedded = Embedded(np.eye(3, dtype=np.float32), np.ones(3, bool))
-    found = exploration.confusions(labels, np.arange(3), np.array([1, 0, 0]))
-    heat = exploration.heat(embedded, labels, found)
-    alone = heat.classes.tolist().index(1)
-    assert np.isnan(heat.means[alone, alone])
-    assert np.isfinite(heat.means).sum() == 3
 
 
 def test_all_of_it(split):
