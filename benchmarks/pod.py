@@ -1,6 +1,6 @@
 """What losses and steps cost on a TPU pod that is not there: compiled, not guessed.
 
-    pip install -e '.[tpu]'
+    pip install -e '.[plan]'
     python benchmarks/pod.py [--topology v5e:4x4] [--batch 65536] [--out FILE.md]
     python benchmarks/pod.py --steps [--topology v5e:4x4] [--batch 1024] [--out FILE.md]
     python benchmarks/pod.py --scaling [--cells 0,3] [--out FILE.md]

@@ -182,7 +182,7 @@ def topology(name: str) -> Place:
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"config.plan.topology is {name!r}, but TPU's compiler, libtpu, is not "
-            "installed: pip install 'metricjax[tpu]'."
+            "installed: pip install 'metricjax[plan]'."
         )
     jax.config.update("jax_platforms", "cpu")
     for name_of, value in _WITHOUT_TPU.items():

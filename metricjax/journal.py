@@ -3,9 +3,10 @@
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,9 @@ class _Events:
     def open(cls, directory: Path, start_step: int) -> "_Events | None":
         """A new file in the directory, or None where tensorboardX is not installed."""
         try:
-            from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto import event_pb2
+            with _without_torch():
+                from tensorboardX.event_file_writer import EventsWriter
+                from tensorboardX.proto import event_pb2
         except ImportError:
             return None
         directory.mkdir(exist_ok=True)
@@ -230,3 +232,19 @@ class _Events:
 
     def close(self) -> None:
         self._writer.close()
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Let what is imported inside take torch for absent, unless it is imported already.
+
+    tensorboardX imports it where it can, which takes seconds of every start.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]

@@ -109,7 +109,9 @@ def traffic(text: str, devices: int) -> Traffic:
 
     Counted as on a ring of n devices: to gather, scatter or exchange an array of s
     bytes each device sends s (n - 1) / n, to add arrays up twice that. A loop counts as
-    often as it says that it runs, once where it does not say.
+    often as it says that it runs, once where it does not say. A collective that TPU's
+    compiler has spread over several computations, to go on beside them, stands in each
+    of them with the number of one channel, and counts once.
 
     Args:
       text: `program.as_text()`.
@@ -117,7 +119,12 @@ def traffic(text: str, devices: int) -> Traffic:
     """
     share = (devices - 1) / devices
     sent, counts, repeated, gathered = Counter(), Counter(), 0.0, 0
-    for kind, size, times in _collectives(_computations(text)):
+    channels = set()
+    for kind, size, times, channel in _collectives(_computations(text)):
+        if channel in channels:
+            continue
+        if channel:
+            channels.add(channel)
         moved = {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
         if kind == "reduce-scatter":
             size *= devices
@@ -142,11 +149,14 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _collectives(computations, name="ENTRY", times=1) -> Iterator[tuple]:
-    """(kind, bytes of the result, how often it runs) of every collective."""
+    """(kind, bytes of the result, how often it runs, channel) of every collective."""
     for line in computations.get(name, ()):
-        found = _COLLECTIVE.search(line.split(", metadata")[0])
+        instruction = line.split(", metadata")[0]
+        found = _COLLECTIVE.search(instruction)
         if found:
-            yield found[2], _size(found[1], found[2], bool(found[3])), times
+            size = _size(found[1], found[2], bool(found[3]))
+            channel = re.search(r", channel_id=(\d+)", instruction)
+            yield found[2], size, times, channel and channel[1]
         called = re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", line)
         for several in re.findall(r"branch_computations=\{([^}]*)\}", line):
             called += re.findall(r"[\w.\-]+", several)

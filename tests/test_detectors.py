@@ -191,11 +191,17 @@ def test_the_log_of_jax_is_left_as_it_was(caplog):
     assert (logger.level, logger.filters) == before
 
 
-# Batches come late, and each validation brings a program a shape it has not had.
+# Batches come late, each validation brings a program a shape it has not had, and the
+# backbone is cut off.
 DISTURB = """
 import time, jax, numpy
 from metricjax import train
 from metricjax.data import pipeline
+from metricjax.models.cgd import CGD
+describe = CGD._describe
+def cut_off(self, letter, features):
+    return describe(self, letter, jax.lax.stop_gradient(features))
+CGD._describe = cut_off
 validate, following = train._validate, pipeline.Batches.__next__
 @jax.jit
 def helper(x):
@@ -226,7 +232,8 @@ def test_a_run_with_all_of_it(tiny, tmp_path):
     assert result.returncode == 0 and result.stderr == "", result.stderr
     lines = result.stdout.splitlines()
     warnings = [x.removeprefix("warning: ") for x in lines if x.startswith("warning: ")]
-    words = ("collapsed", "waiting for images", "jit(helper) was compiled again")
+    words = ("collapsed", "backbone got no gradient", "waiting for images")
+    words += ("jit(helper) was compiled again",)
     for word in words:
         assert sum(word in warning for warning in warnings) == 1, warnings
     assert len(warnings) == len(words)
@@ -234,7 +241,7 @@ def test_a_run_with_all_of_it(tiny, tmp_path):
     assert [x["message"] for x in history if x["kind"] == "warning"] == warnings
     assert json.loads((workdir / "results.json").read_text())["warnings"] == warnings
     page = (workdir / "report.html").read_text()
-    assert "3 warnings during training" in page and "jit(helper)" in page
+    assert "4 warnings during training" in page and "jit(helper)" in page
 
 
 def test_a_run_in_which_nothing_is_wrong(tiny):

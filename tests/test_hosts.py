@@ -243,9 +243,9 @@ def only_line(text):
 
 
 FAULT = """
-from metricjax import train
+from metricjax.checkpoints import Checkpoints
 def fail(*_): raise TypeError("no such thing")
-train.Checkpoints.save = fail
+Checkpoints.save = fail
 """
 OTHER_CODE = "import sys; sys.path.insert(0, {!r})"
 

@@ -135,7 +135,7 @@ def test_what_a_plan_refuses(tiny, capsys, overrides, words):
 
 def test_without_the_compiler_of_tpus_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'metricjax\[tpu\]'"):
+    with pytest.raises(InputError, match=r"pip install 'metricjax\[plan\]'"):
         chips.topology("v5e:4x4")
 
 

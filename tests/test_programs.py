@@ -56,6 +56,32 @@ def test_traffic_of_a_program_written_by_hand():
     assert programs.traffic(endless, 4).repeated == 0
 
 
+# As TPU's compiler writes a gather that goes on beside other work: in all its parts.
+SPREAD = """\
+%begin (p: f32[4,8]) -> (f32[4,8], f32[16,8]) {
+  %gather.1 = f32[16,8]{1,0} all-gather(%p), channel_id=30, dimensions={0}
+  ROOT %begun = (f32[4,8], f32[16,8]) custom-call(%gather.1), custom_call_target="Start"
+}
+
+%beside (p: f32[4,8]) -> (f32[4,8], f32[16,8]) {
+  %gather.2 = f32[16,8]{1,0} all-gather(%p), channel_id=30, dimensions={0}
+  ROOT %both = (f32[4,8], f32[16,8]) tuple(%work, %gather.2)
+}
+
+ENTRY %main (x: f32[4,8]) -> f32[16,8] {
+  %start = (f32[4,8], f32[16,8]) fusion(%x), kind=kCustom, calls=%begin
+  %work = (f32[4,8], f32[16,8]) fusion(%x), kind=kOutput, calls=%beside
+  ROOT %other = f32[16,8]{1,0} all-gather(%y), channel_id=31, dimensions={0}
+}
+"""
+
+
+def test_a_collective_in_several_parts_counts_once():
+    found = programs.traffic(SPREAD, 4)
+    assert found.counts == {"all-gather": 2}
+    assert found.total == 2 * 3 / 4 * 512
+
+
 def test_traffic_of_a_compiled_program():
     """A sum over devices in a loop of 5 turns, and one that gathers outside it."""
     devices = mesh.make_mesh()

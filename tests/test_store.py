@@ -1,5 +1,7 @@
 """Files of a bucket: patience, and sentences for what no patience mends."""
 
+import logging
+
 import pytest
 
 from metricjax import store
@@ -34,6 +36,13 @@ def test_what_is_written_is_found_read_and_removed(files, tmp_path):
     assert (tmp_path / "out" / "deep" / "c").read_bytes() == b""
     place.remove(["b", "b", "nowhere"])
     assert place.find("") == ["a.json", "deep/c"] and place.read("a.json") == b"{}"
+
+
+def test_what_a_client_warns_of_at_every_call_is_left_out(files, caplog):
+    logger = logging.getLogger("gcsfs")
+    logger.warning("Could not determine bucket type")
+    logger.error("no such bucket")
+    assert [record.message for record in caplog.records] == ["no such bucket"]
 
 
 def failing(error, times):

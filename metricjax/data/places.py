@@ -1,5 +1,6 @@
 """A directory here or in a bucket, where a file stands whole or not at all."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -177,6 +178,8 @@ def file_system(root: str):
     try:
         import fsspec
 
+        # At every call it warns of an account that may not ask of what kind a bucket is.
+        logging.getLogger("gcsfs").setLevel(logging.ERROR)
         files, path = fsspec.core.url_to_fs(root)
     except ImportError as error:
         raise InputError(
