@@ -113,6 +113,31 @@ def test_help_and_nothing(capsys):
     assert out == 2 * explore.USAGE
 
 
+def test_queries_apart_from_the_gallery(tmp_path):
+    apart = np.arange(30) % 2 == 0
+    split = exploring.split(is_query=apart, is_gallery=~apart)
+    embedded = exploring.embedded(split)
+    per_query, notes = explore._judged(embedded, split)
+    assert not notes and per_query["query"].tolist() == np.flatnonzero(apart).tolist()
+    page = tmp_path / "explorer.html"
+    explore.write(page, embedded, split, per_query, title="x")
+    found = exploration.explore(embedded, split, per_query)
+    assert not apart[found.neighbors].any()
+    np.testing.assert_array_equal(
+        found.metrics["recall@1"], found.rank[found.queries] == 1
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_very_few_images(tmp_path, count):
+    split = exploring.split(classes=2, images=2).subset(np.arange(count))
+    embedded = exploring.embedded(split)
+    per_query, notes = explore._judged(embedded, split)
+    page = tmp_path / "explorer.html"
+    explore.write(page, embedded, split, per_query, title="x", notes=notes)
+    assert facts(page)["total"] == count
+
+
 def test_a_sample_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(exploration, "MOST_IMAGES", 16)
     split = exploring.split(unreadable=range(3))

@@ -111,5 +111,7 @@ function walkTo(image) {
   visited.length = Math.min(visited.length, LATEST);
   document.getElementById("walker-small").replaceChildren(picture(image));
   document.getElementById("walker-title").textContent = className(image);
+  document.getElementById("walker-spoken").textContent =
+    `${className(image)}, ${facts.names[image]}. ${verdict(image)}`;
   walkerBody.scrollTop = 0;
 }
