@@ -19,8 +19,8 @@ Running the same command again resumes at the very next batch.
                              configs/omniglot.py             handwritten characters
                              configs/cgd_resnet50.py:folder  your own images
   --workdir DIR            where the run is kept (default: runs/FILE[-VARIANT]):
-                             report.html, results.json, metrics.jsonl, checkpoints/;
-                             also in a bucket: gs://bucket/run
+                             report.html, explorer.html, results.json,
+                             metrics.jsonl, checkpoints/; also gs://bucket/run
   --config.KEY=VALUE       change a setting, as often as you like, for example
                              --config.data.root=photos.zip
                              --config.steps=2000
