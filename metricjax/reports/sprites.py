@@ -47,22 +47,26 @@ def sheets(
 
     def make(first: int):
         indices = range(first, min(first + TILES, count))
-        return _sheet([_shrunk(read(index), side) for index in indices])
+        return _sheet([_small(read(index), side) for index in indices])
 
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(make, range(0, count, TILES))
 
 
-def _shrunk(image: np.ndarray | None, side: int) -> Image.Image | None:
+def _small(image: np.ndarray | None, side: int) -> tuple[Image.Image | None, bool]:
+    """A picture of at most `side`, and whether it had to shrink for that."""
     if image is None:
-        return None
+        return None, False
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    if max(picture.size) > side:
+    shrinks = max(picture.size) > side
+    if shrinks:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    return picture.convert("RGB")
+    return picture.convert("RGB"), shrinks
 
 
-def _sheet(pictures: list[Image.Image | None]) -> tuple[bytes, np.ndarray]:
+def _sheet(found: list[tuple[Image.Image | None, bool]]) -> tuple[bytes, np.ndarray]:
+    """A sheet and the sizes on it; drawings pixel for pixel if that costs little."""
+    pictures = [picture for picture, _ in found]
     sizes = [(0, 0) if picture is None else picture.size for picture in pictures]
     cell = max(max(map(max, sizes)), 1)
     rows = -(-len(pictures) // COLUMNS)
@@ -71,6 +75,14 @@ def _sheet(pictures: list[Image.Image | None]) -> tuple[bytes, np.ndarray]:
         if picture is not None:
             row, column = divmod(number, COLUMNS)
             sheet.paste(picture, (column * cell, row * cell))
+    content = _webp(sheet, quality=80, method=2)
+    if not any(shrinks for _, shrinks in found):
+        lossless = _webp(sheet, lossless=True, quality=50, method=2)
+        content = lossless if len(lossless) < 1.5 * len(content) else content
+    return content, np.array(sizes, np.uint8)
+
+
+def _webp(sheet: Image.Image, **options) -> bytes:
     buffer = io.BytesIO()
-    sheet.save(buffer, "WEBP", quality=80, method=2)
-    return buffer.getvalue(), np.array(sizes, np.uint8)
+    sheet.save(buffer, "WEBP", **options)
+    return buffer.getvalue()

@@ -52,3 +52,18 @@ def test_what_cannot_be_read_has_no_size():
 def test_the_more_pictures_the_smaller():
     sides = [sprites.side_for(count) for count in (1, 1501, 5001, 20_001, 10**7)]
     assert sides == [128, 96, 64, 48, 48]
+
+
+def test_drawings_are_kept_as_they_are():
+    rng = np.random.default_rng(0)
+
+    def drawing(index):
+        return 255 * rng.integers(0, 2, (4, 4, 1), np.uint8).repeat(5, 0).repeat(5, 1)
+
+    images = [drawing(index) for index in range(9)]
+    ((content, _),) = sprites.sheets(9, images.__getitem__, 64, threads=1)
+    pixels = opened((content, None))
+    for index, image in enumerate(images):
+        row, column = divmod(index, 8)
+        tile = pixels[20 * row : 20 * row + 20, 20 * column : 20 * column + 20]
+        assert (tile == image).all()
