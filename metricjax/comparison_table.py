@@ -13,7 +13,7 @@ from metricjax.comparison import (
     differing_settings,
 )
 
-_TITLES = {"recall@1": "Recall@1", "r_precision": "R-precision", "map@r": "MAP@R"}
+TITLES = {"recall@1": "Recall@1", "r_precision": "R-precision", "map@r": "MAP@R"}
 _VERSIONS = ("metricjax", "jax")
 
 Rows = list[list[str]]
@@ -32,7 +32,7 @@ def render(entries: Sequence[Entry], form: str) -> str:
     """
     differences = [difference(entry, entries[0]) for entry in entries[1:]]
     table, sentence = {
-        "markdown": (_markdown, lambda text: text),
+        "markdown": (markdown, lambda text: text),
         "latex": (_latex, lambda text: f"% {text}"),
     }[form]
     interval = {"markdown": _plain, "latex": _bracketed}[form]
@@ -57,7 +57,7 @@ def _tested(entries) -> str:
 
 
 def _results(entries, interval) -> Rows:
-    rows = [["", "runs", "seeds", *(_TITLES[metric] for metric in METRICS)]]
+    rows = [["", "runs", "seeds", *(TITLES[metric] for metric in METRICS)]]
     for entry in entries:
         seeds = sorted({run.repetition[0] for run in entry.runs})
         folds = {run.repetition[1] for run in entry.runs}
@@ -69,7 +69,7 @@ def _results(entries, interval) -> Rows:
 
 
 def _differences(differences: Sequence[Difference], interval) -> Rows:
-    rows = [["", "compared", *(_TITLES[metric] for metric in METRICS)]]
+    rows = [["", "compared", *(TITLES[metric] for metric in METRICS)]]
     for one in differences:
         cells = [interval(one.estimates[metric], "+") for metric in METRICS]
         rows.append([f"{one.entry} - {one.base}", one.how, *cells])
@@ -132,7 +132,8 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _plain(one: Estimate, sign: str) -> str:
+def plain(one: Estimate, sign: str) -> str:
+    """`61.20 (60.10 to 62.31)`; `sign` is "+" for differences, else ""."""
     return "{0:{s}.2f} ({1:{s}.2f} to {2:{s}.2f})".format(*_percent(one), s=sign)
 
 
@@ -145,7 +146,8 @@ def _percent(one: Estimate) -> list[float]:
     return [round(100 * value, 2) + 0.0 for value in one]
 
 
-def _markdown(rows: Rows) -> str:
+def markdown(rows: Rows) -> str:
+    """A table of which the first row is the head."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width for width in widths]

@@ -1,6 +1,7 @@
 """A split's embeddings judged: who asks, who may be found, what raw pixels reach."""
 
 import numpy as np
+from jax.sharding import Mesh
 
 from metricjax.config import EvaluationConfig
 from metricjax.data import pipeline, transforms
@@ -18,6 +19,7 @@ def judge(
     split: Split,
     config: EvaluationConfig,
     bootstrap: int,
+    devices: Mesh | None = None,
     *,
     by_class: bool = False,
     per_query: bool = False,
@@ -26,6 +28,8 @@ def judge(
 
     Args:
       bootstrap: resamples of the intervals, 0 for none.
+      devices: that share the queries; then to be called on all hosts. None: each host
+        does all of it.
       by_class: with averages over classes.
       per_query: with `per_query`, whose `query` counts in the split.
     """
@@ -40,6 +44,7 @@ def judge(
         split.labels[queries],
         recall_at=config.recall_at,
         bootstrap=bootstrap,
+        mesh=_several(devices),
         per_class=by_class,
         per_query=per_query,
         **sides,
@@ -51,7 +56,11 @@ def judge(
 
 
 def cluster(
-    embedded: Embedded, split: Split, config: EvaluationConfig, seed: int, devices=None
+    embedded: Embedded,
+    split: Split,
+    config: EvaluationConfig,
+    seed: int,
+    devices: Mesh | None = None,
 ) -> dict:
     """`evaluation.clustering` of all images of a split, as results.json holds it.
 
@@ -66,10 +75,15 @@ def cluster(
         split.labels[embedded.valid],
         seed=seed,
         restarts=config.clustering_restarts,
-        mesh=devices,
+        mesh=_several(devices),
     )
     scores = {name: found.pop(name) for name in ("nmi", "ami", "f1")}
     return {**scores, "clustering": found}
+
+
+def _several(devices: Mesh | None) -> Mesh | None:
+    """None where there is nothing to share."""
+    return devices if devices is not None and devices.size > 1 else None
 
 
 def judge_learners(

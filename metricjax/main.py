@@ -84,11 +84,12 @@ def _run(arguments: list[str]) -> int:
         plan.plan(options.config, options.name)
         return 0
 
-    from metricjax import hosts, train
+    from metricjax import folds, hosts, train
 
+    run = folds.train_folds if options.mode == "folds" else train.train
     hosts.connect()
     with hosts.watched(options.config.host_timeout):
-        train.train(options.config, options.workdir, options.name)
+        run(options.config, options.workdir, options.name)
     return 0
 
 

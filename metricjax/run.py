@@ -202,9 +202,8 @@ class Run:
 
     def judge(self, variables: Any, split: datasets.Split, bootstrap: int) -> dict:
         """Retrieval metrics of a split."""
-        return judging.judge(
-            self.embed(variables, split), split, self.config.evaluation, bootstrap
-        )
+        embedded, evaluation = self.embed(variables, split), self.config.evaluation
+        return judging.judge(embedded, split, evaluation, bootstrap, self.mesh)
 
     def introduce(self, say) -> None:
         """What will be trained on what, before anything slow happens."""

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -162,9 +163,15 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     test, evaluation = run.dataset.test, run.config.evaluation
     untrained = run.embed(run.init_state().variables, test)
     trained = run.embed(chosen.variables, test)
-    results = judging.judge(
-        trained, test, evaluation, evaluation.bootstrap, by_class=True, per_query=True
+    judge = partial(
+        judging.judge,
+        split=test,
+        config=evaluation,
+        bootstrap=evaluation.bootstrap,
+        devices=run.mesh,
+        by_class=True,
     )
+    results = judge(trained, per_query=True)
     per_query = results.pop("per_query")
     results |= judging.cluster(trained, test, evaluation, run.config.seed, run.mesh)
     if run.config.model.ensemble > 1:
@@ -175,9 +182,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     history = read_history(run.workdir / "metrics.jsonl")
     results |= {
         "floor": floor,
-        "untrained": judging.judge(
-            untrained, test, evaluation, evaluation.bootstrap, by_class=True
-        ),
+        "untrained": judge(untrained),
         "validation": _last(history, "validation", selected_step),
         "compiled": _last(history, "compiled"),
         "selected_step": selected_step,

@@ -136,7 +136,7 @@ def test_modes(config_file, capsys):
     assert command_line.parse(["--mode=train", *arguments]).mode == "train"
     message = refuse(capsys, *arguments, "--mode=pln")
     assert "--mode is 'pln'" in message and "did you mean 'plan'" in message
-    assert "choose train or plan" in message
+    assert "choose train, plan, folds or compare" in message
     assert "'--mdoe'" in refuse(capsys, *arguments, "--mdoe=plan")
 
 

@@ -10,7 +10,7 @@ import pytest
 import reference
 
 from metricjax.errors import InputError
-from metricjax.evaluation import by_class, retrieval
+from metricjax.evaluation import by_class, nearest, retrieval
 
 METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "r_precision", "map@r")
 
@@ -384,3 +384,60 @@ def test_every_class_counts_the_same_in_macro_averages():
     }
     assert all(result["intervals"][k] == v for k, v in plain["intervals"].items())
     np.testing.assert_equal(by_class(each), classes)
+
+
+def test_macro_averages_equal_pytorch_metric_learning():
+    """Its `avg_of_avgs`, also with queries and gallery apart (In-Shop)."""
+    pytest.importorskip("pytorch_metric_learning")
+    torch = pytest.importorskip("torch")
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    embeddings, labels = uneven()
+    embeddings, labels = embeddings[labels > 0], labels[labels > 0]
+    asked = np.arange(len(labels)) % 3 == 0
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+        avg_of_avgs=True,
+        k="max_bin_count",
+        device=torch.device("cpu"),
+    )
+
+    def tensors(*arrays):
+        return [torch.from_numpy(array) for array in arrays]
+
+    sides = embeddings[asked], labels[asked], embeddings[~asked], labels[~asked]
+    apart = calculator.get_accuracy(*tensors(*sides))
+    together = calculator.get_accuracy(*tensors(embeddings, labels))
+    gallery = {"gallery": sides[2], "gallery_labels": sides[3], "recall_at": (1,)}
+    for theirs, ours in (
+        (together, retrieval(embeddings, labels, per_class=True)),
+        (apart, retrieval(*sides[:2], **gallery, per_class=True)),
+    ):
+        for name, other in (
+            ("recall@1", "precision_at_1"),
+            ("r_precision", "r_precision"),
+            ("map@r", "mean_average_precision_at_r"),
+        ):
+            assert ours[f"macro_{name}"] == pytest.approx(theirs[other], abs=1e-6)
+
+
+def test_equals_faiss():
+    """Recall@K from the neighbours of IndexFlatIP, the query's own index taken out."""
+    faiss = pytest.importorskip("faiss")
+    embeddings, labels = clusters(60, 11, width=48, noise=0.9)
+    index = faiss.IndexFlatIP(48)
+    index.add(embeddings)
+    _, found = index.search(embeddings, 17)
+    own = np.arange(len(labels))[:, None]
+    others = np.stack(
+        [row[row != i][:16] for i, row in zip(own[:, 0], found, strict=True)]
+    )
+    hits = labels[others] == labels[:, None]
+    result = retrieval(embeddings, labels, recall_at=(1, 2, 4, 8, 16))
+    for k in (1, 2, 4, 8, 16):
+        theirs = hits[:, :k].any(axis=1).mean()
+        assert result[f"recall@{k}"] == pytest.approx(theirs, abs=1e-12)
+    assert result["r_precision"] == pytest.approx(hits[:, :10].mean(), abs=1e-12)
+    np.testing.assert_array_equal(
+        nearest(embeddings, embeddings, 16, own_index=own[:, 0])[1], others
+    )
