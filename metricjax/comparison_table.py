@@ -35,7 +35,7 @@ def render(entries: Sequence[Entry], form: str) -> str:
         "markdown": (markdown, lambda text: text),
         "latex": (_latex, lambda text: f"% {text}"),
     }[form]
-    interval = {"markdown": _plain, "latex": _bracketed}[form]
+    interval = {"markdown": plain, "latex": _bracketed}[form]
     parts = [sentence(_tested(entries)), table(_results(entries, interval))]
     if differences:
         parts.append(sentence(f"What others have more than {entries[0].name}:"))

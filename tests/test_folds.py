@@ -83,14 +83,14 @@ def test_a_stopped_fold_is_gone_on_with(tiny, finished):
     )
     result = tiny.run(workdir, *SETTINGS, before=stop)
     assert result.returncode == 0, result.stderr
-    assert "stopped after step 2" in result.stdout
+    assert "stopped after step 3" in result.stdout
     assert not (workdir / "results.json").exists()
     with pytest.raises(InputError, match="fold1 is not finished"):
         comparison.read([str(workdir)])
     result = tiny.run(workdir, *SETTINGS, before=FOLDS)
     assert result.returncode == 0, result.stderr
     assert "this run is complete" in result.stdout
-    assert "resuming after step 2 of 4" in result.stdout
+    assert "resuming after step 3 of 4" in result.stdout
     assert read(workdir / "results.json") == read(finished[0] / "results.json")
 
 
