@@ -10,7 +10,7 @@ from metricjax.embedding import Embedded
 from metricjax.errors import InputError
 from metricjax.evaluation import verification
 from metricjax.judging import some_classes
-from metricjax.reports import studies
+from metricjax.reports import verification as page
 from metricjax.reports.studies import Study
 
 # Images of a run whose pairs are compared, at most: a few seconds on two cores.
@@ -63,7 +63,7 @@ def of_run(
         for part, values in parts.items()
     }
     results = {"thresholds": thresholds, "verification": {**summary, "notes": notes}}
-    return results, [studies.verification(thresholds, parts, notes)]
+    return results, [page.study(thresholds, parts, notes)]
 
 
 def too_few(found: Mapping[str, Any]) -> list[str]:
@@ -73,9 +73,8 @@ def too_few(found: Mapping[str, Any]) -> list[str]:
     rates = ", ".join(f"{100 * rate:g}%" for rate in found["too_few"])
     needed = math.ceil(verification.LEAST_FALSE_MATCHES / max(found["too_few"]))
     return [
-        f"No threshold for false match rates of {rates}: of {needed:,} pairs of "
-        f"different classes, which the largest needs, there are "
-        f"{found['pairs']['different']:,}."
+        f"There is no threshold for false match rates of {rates}: {needed:,} pairs of "
+        f"different classes are needed, and there are {found['pairs']['different']:,}."
     ]
 
 

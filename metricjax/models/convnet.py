@@ -63,7 +63,7 @@ class ConvNet(Backbone):
             features = conv(self.widths[0], 5, self.stride(2), name="stem")(features)
             return nn.relu(norm(name="stem_bn")(features, train))
         if name == "whole":
-            flat = features.reshape(len(features), 1, 1, -1)
+            flat = features.reshape(features.shape[0], 1, 1, -1)
             features = conv(self.whole, 1, name="whole")(flat)
             return norm(name="whole_bn")(features, train)
         stage = int(name.removeprefix("stage"))

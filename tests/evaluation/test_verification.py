@@ -7,7 +7,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_curve
 
 from metricjax.errors import InputError
-from metricjax.evaluation import calibrate, reached, verification
+from metricjax.evaluation import calibrate, pairs, reached, verification
 
 RATES = (0.3, 0.1, 0.01)
 
@@ -34,7 +34,7 @@ def pairs_of(rows, labels):
     """(similarity, same class) of all pairs, each once."""
     first, second = np.triu_indices(len(rows), 1)
     # As the library multiplies them: one program, one shape.
-    size = -len(rows) % verification.TILE
+    size = -len(rows) % pairs.TILE
     padded = np.pad(rows, ((0, size), (0, 0)))
     multiply = jax.jit(lambda a: jax.numpy.matmul(a, a.T, precision="highest"))
     similarities = np.asarray(multiply(padded))[first, second]
@@ -93,7 +93,7 @@ def test_tiles_change_nothing(monkeypatch):
     """Exact products, so that a product of another shape gives the same bits."""
     rows, labels = tied()
     whole = calibrate(rows, labels, false_match_rates=RATES)
-    monkeypatch.setattr(verification, "TILE", 32)
+    monkeypatch.setattr(pairs, "TILE", 32)
     jax.clear_caches()
     assert calibrate(rows, labels, false_match_rates=RATES) == whole
     at = [one["similarity"] for one in whole["thresholds"]]
