@@ -6,8 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
+from metricjax.arguments import Parser, answer
 from metricjax.errors import InputError
 from metricjax.progress import progress_bar
 
@@ -20,13 +20,15 @@ Then open the address that it prints, and drop a picture. It embeds the gallery 
 once: the next start finds what this one has made.
 
   RUN                the workdir of a finished run
-  --gallery SOURCE   what is searched: a directory, .zip, .tar, labels.csv, packed set
-                       or text list of paths (default: the test images of the run)
-  --name NAME        of the data set that SOURCE is, as for metricjax.prepare
-  --part PART        of a data set: all, train or test
+  --gallery SOURCE   what is searched, as of metricjax.search: a directory, .zip or
+                       .tar, a packed data set, a text list of paths, a file of
+                       embeddings (default: the test images of the run)
   --host HOST        to be reached at (default: 127.0.0.1, by this machine alone)
   --port PORT        (default: 8000; 0: any that is free)
   --batch N          pictures embedded at a time, at most (default: 32)
+  --images SOURCE    where the images of a file of embeddings are
+  --name, --part, --cropped, --index, --threads
+                     as of metricjax.search
   --help             this text
 
 Programs send a picture and get JSON:
@@ -43,43 +45,29 @@ stopped before it served; 1 a fault of metricjax, with a traceback.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help.")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or {"--help", "-h", "-help"} & set(arguments):
-        print(USAGE, end="")
-        return 0 if arguments else 2
-    try:
-        return _run(_parse(arguments))
-    except InputError as error:
-        print(f"metricjax: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "metricjax: stopped; the same command goes on from here.", file=sys.stderr
-        )
-        return 130
+    stopped = "stopped; what is embedded by now is kept."
+    return answer(arguments, USAGE, lambda given: _run(_parse(given)), stopped=stopped)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="metricjax", add_help=False, allow_abbrev=False)
+    parser = Parser()
     parser.add_argument("run")
-    parser.add_argument("--gallery")
-    parser.add_argument("--name")
-    parser.add_argument("--part")
+    for option in ("gallery", "images", "name", "part", "index"):
+        parser.add_argument(f"--{option}")
+    parser.add_argument("--cropped", action="store_true")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int)
     options = parser.parse_args(arguments)
     if not 0 <= options.port < 2**16:
         raise InputError(f"--port is {options.port}: it must be 0 to 65535.")
-    if options.batch < 1:
-        raise InputError(f"--batch is {options.batch}: it must be 1 or more.")
+    if options.batch < 1 or (options.threads is not None and options.threads < 1):
+        raise InputError("--batch and --threads must be 1 or more.")
+    if options.gallery is None and options.name is None and options.part is None:
+        options.part = "test"
     return options
 
 
@@ -110,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
 def _application(options: argparse.Namespace, is_local: bool, say):
     """The index, the model and their routes; what takes long is said."""
     from metricjax import program_cache
-    from metricjax.index import Index
+    from metricjax.index import Index, open_images
     from metricjax.serving import application, guard, searching, uploads
     from metricjax.serving.batches import Batches
     from metricjax.serving.catalog import Catalog, Threshold
@@ -118,20 +106,24 @@ def _application(options: argparse.Namespace, is_local: bool, say):
 
     program_cache.use()
     trained = Trained.open(options.run)
-    is_own = options.gallery is None and options.name is None
-    part = options.part or ("test" if is_own else None)
     with progress_bar("embedding") as progress:
         index = Index.open(
             trained,
             options.gallery,
             name=options.name,
-            part=part,
+            part=options.part,
+            cropped=options.cropped,
+            directory=options.index and Path(options.index).expanduser(),
+            threads=options.threads,
             say=say,
             progress=progress,
         )
+    if options.images:
+        index = index.with_images(open_images(trained, options.images, say=say))
     pages = {name: Path(options.run) / name for name in application.PAGES}
     pages = {name: path for name, path in pages.items() if path.is_file()}
-    explored = "explorer.html" in pages and is_own and part == "test"
+    is_own = options.gallery is None and options.name is None
+    explored = "explorer.html" in pages and is_own and options.part == "test"
     catalog = Catalog(index, Threshold.of(trained.results), explored)
     searcher = searching.Searcher(catalog, trained.embed_prepared)
     size = min(options.batch, trained.embedder.batch_size)
@@ -139,7 +131,7 @@ def _application(options: argparse.Namespace, is_local: bool, say):
     searching.warm(searcher, trained.transform.config.shape, size)
     transform = trained.transform
     service = application.Service(
-        title=_title(options, trained.config.data, part),
+        title=_title(options, trained.config.data),
         catalog=catalog,
         batches=Batches(searcher, size=size),
         decoder=uploads.Decoder(
@@ -152,13 +144,13 @@ def _application(options: argparse.Namespace, is_local: bool, say):
     return application.application(service, guard.LOOPBACK if is_local else None)
 
 
-def _title(options: argparse.Namespace, data, part: str | None) -> str:
+def _title(options: argparse.Namespace, data) -> str:
     """What the page calls the gallery: its file, or else its data set."""
     source, name = options.gallery, options.name
     if source is None and name is None:
         source, name = data.root, data.name
     title = os.path.basename(os.path.normpath(source)) if source else name
-    return title if part in (None, "all") else f"{title}, {part} images"
+    return f"{title}, {options.part} images" if options.part else title
 
 
 if __name__ == "__main__":

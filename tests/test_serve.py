@@ -44,7 +44,7 @@ def test_many_at_once_get_what_each_alone_gets(running, tiny):
     def search(file, top=12):
         status, answer = running.ask("POST", f"/search?top={top}", file.read_bytes())
         assert status == 200, answer
-        return answer["neighbors"]
+        return answer["neighbours"]
 
     alone = [{one["image"]: one for one in search(file, 84)} for file in files]
     before = running.ask("GET", "/healthz")[1]
@@ -61,7 +61,7 @@ def test_many_at_once_get_what_each_alone_gets(running, tiny):
         np.testing.assert_allclose(similarities, nearest[:12], atol=1e-4)
         for one in found:
             other = known[one["image"]]
-            assert one["name"] == other["name"] and one["class"] == other["class"]
+            assert one["path"] == other["path"] and one["class"] == other["class"]
             assert one["similarity"] == pytest.approx(other["similarity"], abs=1e-4)
     assert after["answered"] - before["answered"] == 64
     assert after["batches"] - before["batches"] < 64
@@ -90,7 +90,7 @@ def test_the_pages_of_the_run(running):
         (["--port", "0"], "run; see --help"),
         (["RUN", "--port", "65536"], "--port is 65536: it must be 0 to 65535"),
         (["RUN", "--port", "http"], "--port"),
-        (["RUN", "--batch", "0"], "--batch is 0: it must be 1 or more"),
+        (["RUN", "--batch", "0"], "--batch and --threads must be 1 or more"),
         (["RUN", "--host", "203.0.113.7", "--port", "0"], "--host 203.0.113.7"),
         (["RUN", "--colour", "red"], "--colour"),
         (["nowhere", "--port", "0"], "nowhere"),

@@ -155,7 +155,7 @@ class Service:
         return JSONResponse(
             {
                 "query": query,
-                "neighbors": [catalog.neighbor(*one) for one in found],
+                "neighbours": [catalog.neighbor(*one) for one in found],
                 "searched": int(catalog.mask(question.among).sum()),
                 "threshold": self._threshold,
                 "milliseconds": round(1e3 * (time.perf_counter() - began), 1),

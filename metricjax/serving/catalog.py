@@ -115,8 +115,8 @@ class Catalog:
             category = split.category_names[split.categories[image]]
         entry = {
             "image": image,
-            "name": _text(split.names[image]),
-            "class": _text(split.class_names[split.labels[image]]) or None,
+            "path": _text(split.names[image]),
+            "class": _text(split.class_names[split.labels[image]]),
             "category": category and _text(category),
             "thumbnail": f"/images/{image}",
         }

@@ -36,7 +36,7 @@ def client(gallery, pages):
 
 def classes(response):
     assert response.status_code == 200, response.text
-    return [one["class"] for one in response.json()["neighbors"]]
+    return [one["class"] for one in response.json()["neighbours"]]
 
 
 def test_the_page_may_run_what_stands_in_it_and_nothing_else(client):
@@ -57,10 +57,10 @@ def test_a_picture_to_its_neighbours(client):
     answer = response.json()
     assert classes(response) == ["blue"] * 4
     assert answer["query"] is None and answer["searched"] == 19
-    first = answer["neighbors"][0]
+    first = answer["neighbours"][0]
     assert first == {
         "image": first["image"],
-        "name": f"3-{first['image'] % served.IMAGES} é.png",
+        "path": f"3-{first['image'] % served.IMAGES} é.png",
         "class": "blue",
         "category": "cold <b>",
         "thumbnail": f"/images/{first['image']}",
@@ -69,16 +69,16 @@ def test_a_picture_to_its_neighbours(client):
         "same": True,
     }
     assert answer["threshold"] == {"similarity": 0.98, "false_match_rate": 0.001}
-    similarities = [one["similarity"] for one in answer["neighbors"]]
+    similarities = [one["similarity"] for one in answer["neighbours"]]
     assert similarities == sorted(similarities, reverse=True)
     assert all(
-        one["same"] == (one["similarity"] >= 0.98) for one in answer["neighbors"]
+        one["same"] == (one["similarity"] >= 0.98) for one in answer["neighbours"]
     )
 
 
 def test_an_image_of_the_gallery_to_its_neighbours(client):
     response = client.get("/search?image=15&top=19")
-    found = [one["image"] for one in response.json()["neighbors"]]
+    found = [one["image"] for one in response.json()["neighbours"]]
     assert sorted([*found, 15, served.BROKEN]) == list(range(20))
     assert classes(response)[:4] == ["blue"] * 4
     assert response.json()["query"]["class"] == "blue"

@@ -108,7 +108,7 @@ def test_a_gallery_without_classes(tmp_path):
     index = Index(split, np.float32([[1, 0, 0]]), np.ones(1, bool))
     catalog = Catalog(index)
     assert not catalog.has_classes
-    assert catalog.entry(0)["class"] is None and catalog.entry(0)["category"] is None
+    assert catalog.entry(0)["class"] == "" and catalog.entry(0)["category"] is None
 
 
 @pytest.mark.parametrize(

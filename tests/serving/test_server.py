@@ -30,7 +30,7 @@ def test_pictures_that_come_at_once(running):
         kind = number % len(served.KINDS)
         picture = served.encode(served.draw(served.KINDS[kind][2], number % 7))
         status, answer = running.ask("POST", "/search?top=3", picture)
-        return status, [one["class"] for one in answer["neighbors"]]
+        return status, [one["class"] for one in answer["neighbours"]]
 
     before = running.ask("GET", "/healthz")[1]
     with ThreadPoolExecutor(16) as pool:

@@ -39,7 +39,7 @@ def send(client, content, kind="application/octet-stream", **options):
 
 def found(response):
     assert response.status_code == 200, response.text
-    return [one["class"] for one in response.json()["neighbors"]]
+    return [one["class"] for one in response.json()["neighbours"]]
 
 
 def png(width, height, depth=1, rows=b"") -> bytes:
@@ -165,7 +165,7 @@ def test_a_form(client):
     fields = {"top": "2", "category": "cold <b>"}
     response = client.post("/search?top=9", files=files, data=fields)
     assert len(found(response)) == 2
-    assert {one["category"] for one in response.json()["neighbors"]} == {"cold <b>"}
+    assert {one["category"] for one in response.json()["neighbours"]} == {"cold <b>"}
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,10 @@ function showAsked(query, address) {
   shown.src = query.thumbnail;
   element("asked-class").textContent = query.class || "";
   element("asked-category").textContent = query.category || "";
-  element("asked-name").textContent = query.name;
+  element("asked-name").textContent = query.path;
   element("asked-explorer").hidden = !query.explorer;
   element("asked-explorer").href = query.explorer || "";
-  remember({ ...query, address, title: query.class || query.name });
+  remember({ ...query, address, title: query.class || query.path });
 }
 
 // The parameters of a request that stand in the address.
@@ -80,7 +80,7 @@ async function showNeighbors(now, signal) {
   const wanted = parameters(now, "top", "category", "class");
   const kept = now.image === null ? pictures[Number(now.picture)] : null;
   if (kept) {
-    const query = { name: kept.name, thumbnail: kept.address, key: `p${now.picture}` };
+    const query = { path: kept.name, thumbnail: kept.address, key: `p${now.picture}` };
     showAsked(query, location.hash);
   }
   say("Searching");
@@ -93,16 +93,16 @@ async function showNeighbors(now, signal) {
   if (!kept) showAsked({ ...found.query, key: `i${now.image}` }, location.hash);
   element("heading").textContent = "Nearest";
   say(summary(found));
-  showCards(found.neighbors);
+  showCards(found.neighbours);
 }
 
 function summary(found) {
   const among = numbers.format(found.searched);
-  if (!found.neighbors.length) return `None of ${among} images can be found so.`;
+  if (!found.neighbours.length) return `None of ${among} images can be found so.`;
   const time = numbers.format(Math.max(1, Math.round(found.milliseconds)));
-  const all = `${found.neighbors.length} of ${among} images in ${time} ms`;
+  const all = `${found.neighbours.length} of ${among} images in ${time} ms`;
   if (found.threshold === null) return all;
-  const same = found.neighbors.filter((one) => one.same).length;
+  const same = found.neighbours.filter((one) => one.same).length;
   const least = found.threshold.similarity.toFixed(3);
   const rate = `${Number((100 * found.threshold.false_match_rate).toPrecision(2))}%`;
   return `${all}; ${same} the same (${least} or more; ${rate} false matches)`;

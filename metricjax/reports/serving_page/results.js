@@ -1,11 +1,11 @@
 // What was found: cards that lead on to their own neighbours.
 
 function card(one, address) {
-  const title = one.class || one.name;
+  const title = one.class || one.path;
   const known = "similarity" in one;
   const shown = make("a", { className: "card", href: address, draggable: false });
   const words = known ? `similarity ${one.similarity.toFixed(3)}` : "";
-  shown.title = one.name;
+  shown.title = one.path;
   shown.append(
     make("span", { className: "frame" }, picture(one.thumbnail, "")),
     make(
