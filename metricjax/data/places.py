@@ -178,7 +178,7 @@ def file_system(root: str):
     try:
         import fsspec
 
-        # At every call it warns of an account that may not ask of what kind a bucket is.
+        # It warns at every call where an account may not ask what kind a bucket is of.
         logging.getLogger("gcsfs").setLevel(logging.ERROR)
         files, path = fsspec.core.url_to_fs(root)
     except ImportError as error:
