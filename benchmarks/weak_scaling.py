@@ -5,9 +5,8 @@
 Whole training steps of the quickstart's network under batch-hard triplets, on random
 images, `--batch` of them for each core. Each setting's processes are bound to as many
 cores as they have devices. Perfect scaling would take the time of one device on one
-core; what is above that is what the cores share, as two runs beside each other show
-that know nothing of one another, and communication. The settings take turns, and what
-is told is the median over the rounds.
+core; what is above that is communication, and what the cores share. The settings take
+turns, and what is told is the median over the rounds.
 """
 
 import argparse
@@ -20,12 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-# Processes, devices of each, whether the processes are one run.
 SETTINGS = {
-    "one device, one core": (1, 1, True),
-    "two runs of one device, beside each other": (2, 1, False),
-    "two devices, two cores": (1, 2, True),
-    "two processes of one device": (2, 1, True),
+    "one device, one core": (1, 1),
+    "two devices, two cores": (1, 2),
+    "two processes of one device": (2, 1),
 }
 STEPS = 20
 
@@ -73,7 +70,7 @@ def work(batch):
         print(json.dumps(statistics.median(times[3:])))
 
 
-def measured(processes, devices, joined, batch):
+def measured(processes, devices, batch):
     """Seconds of a step."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -84,7 +81,7 @@ def measured(processes, devices, joined, batch):
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
-        if processes > 1 and joined:
+        if processes > 1:
             environment |= {
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(processes),
@@ -120,8 +117,8 @@ def main():
 
     found = {name: [] for name in SETTINGS}
     for _ in range(options.rounds):
-        for name, setting in SETTINGS.items():
-            found[name].append(measured(*setting, options.batch))
+        for name, (processes, devices) in SETTINGS.items():
+            found[name].append(measured(processes, devices, options.batch))
     machine = harness.machine("")
     one = statistics.median(found["one device, one core"])
     lines = [
@@ -131,12 +128,11 @@ def main():
         "| | batch | ms a step | images/s | of perfect scaling |",
         "|---|---|---|---|---|",
     ]
-    for name, (processes, devices, joined) in SETTINGS.items():
-        seconds, images = statistics.median(found[name]), options.batch
-        images *= processes * devices
-        batch = images if joined else f"{processes} x {images // processes}"
+    for name, (processes, devices) in SETTINGS.items():
+        seconds, batch = statistics.median(found[name]), options.batch
+        batch *= processes * devices
         lines.append(
-            f"| {name} | {batch} | {seconds * 1000:.1f} | {images / seconds:,.0f} | "
+            f"| {name} | {batch} | {seconds * 1000:.1f} | {batch / seconds:,.0f} | "
             f"{one / seconds:.2f} |"
         )
     print("\n".join(lines))
