@@ -171,6 +171,26 @@ def test_selected_on_held_out_classes(tiny):
         assert value == best[name]
 
 
+def test_selected_on_test_is_stamped(tiny, tmp_path):
+    """And where clusters are asked for, how they agree with the classes."""
+    overrides = ("evaluation.select_on_test=true", "evaluation.clustering_restarts=2")
+    workdir, steps = tmp_path / "run", ("steps=4", "eval_every=2")
+    result = tiny.run(workdir, *overrides, *steps, "objective.terms.softmax.weight=0")
+    assert result.returncode == 0, result.stderr
+    assert "the best checkpoint is chosen on the test classes" in result.stdout
+    results = results_of(workdir)
+    assert results["selected_on_test"] is True
+    assert results["selected_by"] == "map@r on test classes"
+    assert results["dataset"]["train"]["classes"] == 7  # None of them is held out.
+    assert results["dataset"]["validation"] == results["dataset"]["test"]
+    best = max(line["map@r"] for line in lines_of(workdir, "validation"))
+    assert results["map@r"] == pytest.approx(best, abs=1e-6)
+    assert "Selected on test" in (workdir / "report.html").read_text()
+    about = results["clustering"]
+    assert (about["clusters"], about["images"], about["restarts"]) == (7, 42, 2)
+    assert 0 < results["nmi"] <= 1 and 0 < results["f1"] <= 1 and results["ami"] <= 1
+
+
 JUDGE_THE_BEST = """
 import json, sys
 from metricjax import command_line
