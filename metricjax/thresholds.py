@@ -18,7 +18,7 @@ _COMPARED = 20_000
 
 
 def of_run(
-    held_out: tuple[Embedded, Split],
+    held_out: tuple[Embedded, Split] | None,
     test: tuple[Embedded, Split],
     *,
     bootstrap: int,
@@ -31,7 +31,8 @@ def of_run(
     the roles do not matter, see `evaluation.calibrate`.
 
     Args:
-      held_out: images of training classes that were not trained on.
+      held_out: images of training classes that were not trained on; None: there are
+        none, and so no thresholds.
       test: those that the run is judged by.
       bootstrap, seed: of the intervals.
 
@@ -41,6 +42,9 @@ def of_run(
       `verification`: `held_out` and `test` with `pairs` and `equal_error_rate`, and
       `notes` on what could not be told. Then the study for the report, if there is one.
     """
+    if held_out is None:
+        notes = ["There are no thresholds, for no classes were held out to set them."]
+        return {"thresholds": [], "verification": {"notes": notes}}, []
     options = {"bootstrap": bootstrap, "seed": seed}
     try:
         found = evaluation.calibrate(*_compared(*held_out, seed), **options)

@@ -178,7 +178,9 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
         results["learners"] = judging.judge_learners(
             trained, test, evaluation, run.config.model.ensemble
         )
-    held_out = run.embed(chosen.variables, run.validation)
+    held_out = None
+    if not evaluation.select_on_test:
+        held_out = run.embed(chosen.variables, run.validation), run.validation
     history = read_history(run.workdir / "metrics.jsonl")
     results |= {
         "floor": floor,
@@ -202,7 +204,7 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     if jax.process_index() != 0:
         return
     calibrated, verification = thresholds.of_run(
-        (held_out, run.validation),
+        held_out,
         (trained, test),
         bootstrap=evaluation.bootstrap,
         seed=run.config.seed,

@@ -186,6 +186,7 @@ def test_selected_on_test_is_stamped(tiny, tmp_path):
     best = max(line["map@r"] for line in lines_of(workdir, "validation"))
     assert results["map@r"] == pytest.approx(best, abs=1e-6)
     assert "Selected on test" in (workdir / "report.html").read_text()
+    assert results["thresholds"] == []
     about = results["clustering"]
     assert (about["clusters"], about["images"], about["restarts"]) == (7, 42, 2)
     assert 0 < results["nmi"] <= 1 and 0 < results["f1"] <= 1 and results["ami"] <= 1
