@@ -38,7 +38,7 @@ def test_counts_of_table_1(module, parameters, giga):
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
     counted = cost.count_parameters(variables) / 1e7
     assert counted == pytest.approx(parameters, abs=0.0075)
-    counted = cost.forward_multiply_adds(module, (224, 224, 3)) / 1e9
+    counted = cost.multiply_adds(module.apply, variables, images) / 1e9
     assert counted == pytest.approx(giga, abs=0.0075)
 
 

@@ -53,14 +53,14 @@ NAMES = [f"{type(module).__name__}-{i}" for i, module in enumerate(ALL)]
     ],
 )
 def test_counts(module, parameters, giga, channels):
-    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
     assert cost.count_parameters(variables) == parameters
-    counted = cost.forward_multiply_adds(module, (224, 224, 3)) / 1e9
+    counted = cost.multiply_adds(module.apply, variables, images) / 1e9
     assert counted == pytest.approx(giga, rel=0.02)
     side = 1 if isinstance(module, ViT) else 7
     features = jax.eval_shape(module.apply, variables, images)
-    assert features.shape == (2, side, side, channels)
+    assert features.shape == (1, side, side, channels)
 
 
 @pytest.mark.parametrize("kind", [GoogLeNet, BNInception, ShuffleNetV2, ResNet])
@@ -77,31 +77,32 @@ def test_last_downsampling_can_be_removed(kind):
         kind(last_stride=3)
 
 
-# Those that differ in how they are put together; the others take long to compile.
-FEW = [0, 2, 3, 5, 7, 8]
-
-
-@pytest.mark.parametrize("module", [ALL[i] for i in FEW], ids=[NAMES[i] for i in FEW])
+@pytest.mark.parametrize("module", ALL, ids=NAMES)
 def test_parts_one_after_the_other_are_the_whole(module):
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 64, 3)))
-    images = images.astype(jnp.float32)
-    variables = quick_jit(module.init)(jax.random.key(0), images)
-    whole = quick_jit(module.apply)(variables, images)
+    """The very same program, of variables by the names that they have in the whole."""
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    key, seen = jax.random.key(0), set()
+    variables = jax.eval_shape(module.init, key, images)
     cut = module.blocks.index(module.branch_after) + 1
-    features, seen = images, {}
-    for blocks in (module.blocks[:cut], module.blocks[cut:]):
-        part = module.clone(only=blocks)
-        shapes = jax.eval_shape(part.init, jax.random.key(0), features)
-        own = {
-            name: {block: tree[block] for block in shapes[name]}
-            for name, tree in variables.items()
-            if name in shapes
-        }
-        chex.assert_trees_all_equal_shapes(own, shapes)
-        seen |= own["params"]
-        features = quick_jit(part.apply)(own, features)
-    np.testing.assert_allclose(features, whole, rtol=1e-5, atol=1e-5)
-    assert seen.keys() == variables["params"].keys()
+
+    def one_after_the_other(variables, features):
+        for blocks in (module.blocks[:cut], module.blocks[cut:]):
+            part = module.clone(only=blocks)
+            shapes = jax.eval_shape(part.init, key, features)
+            own = {
+                name: {block: tree[block] for block in shapes[name]}
+                for name, tree in variables.items()
+                if name in shapes
+            }
+            chex.assert_trees_all_equal_shapes(own, shapes)
+            seen.update(own["params"])
+            features = part.apply(own, features)
+        return features
+
+    whole = jax.make_jaxpr(module.apply)(variables, images)
+    parts = jax.make_jaxpr(one_after_the_other)(variables, images)
+    assert str(parts) == str(whole)
+    assert seen == variables["params"].keys()
 
 
 @pytest.mark.parametrize("module", ALL[:8], ids=NAMES[:8])
@@ -131,16 +132,14 @@ def test_every_backbone_under_every_head(name, head):
     )
     module = models.build(config)
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    made = partial(module.init_with_output, train=True)
+    output, variables = jax.eval_shape(made, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    output, update = jax.eval_shape(
-        lambda v, x: module.apply(v, x, train=True, mutable=["batch_stats"]),
-        variables,
-        images,
-    )
-    chex.assert_trees_all_equal_shapes(
-        update.get("batch_stats", {}), variables.get("batch_stats", {})
-    )
+    if name in ("convnet", "resnet18"):  # The others would say the same, for longer.
+        train = partial(module.apply, train=True, mutable=["batch_stats"])
+        _, update = jax.eval_shape(train, variables, images)
+        statistics = variables["batch_stats"]
+        chex.assert_trees_all_equal_shapes(update["batch_stats"], statistics)
     assert output.embedding.shape == (2, 16)
     assert output.embedding.dtype == jnp.float32
     assert output.features.dtype == jnp.bfloat16
@@ -209,7 +208,12 @@ def test_settings_that_are_refused(construct, words):
 
 
 @pytest.mark.parametrize(
-    "module", [ResNet(18), ConvNet(widths=(8, 16)), ViT(dim=24, depth=2, heads=2)]
+    "module",
+    [
+        ResNet(18, only=("conv1", "pool1", "layer1_0", "layer2_0")),
+        ConvNet(widths=(8, 16)),
+        ViT(dim=24, depth=1, heads=2),
+    ],
 )
 def test_rematerialised_blocks_give_the_same(module):
     """Value, statistics and gradients; and each block is one rematerialised part."""
@@ -238,5 +242,5 @@ def test_rematerialised_blocks_give_the_same(module):
         # jax 0.10 calls the primitive remat2.
         names = [equation.primitive.name for equation in equations]
         parts = names.count("remat2") + names.count("checkpoint")
-        assert parts == (len(module.blocks) if remat else 0)
+        assert parts == (len(module.only or module.blocks) if remat else 0)
     chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
