@@ -35,13 +35,14 @@ class Deck:
       seed, key: name the random streams; decks of different keys are independent.
     """
 
-    __slots__ = ("n", "k", "seed", "key", "_last")
+    __slots__ = ("n", "k", "seed", "key", "_last", "_last_tail")
 
     def __init__(self, n: int, k: int, seed: int, key: int):
         self.n, self.k, self.seed, self.key = n, k, seed, key
-        # (number, items) of the deck used last, replaced as one object: whatever
-        # thread reads it, it is right. It saves work and changes no result.
-        self._last = (-1, None)
+        # (number, items) of the deck and the tail made last, each replaced as one
+        # object: whatever thread reads it, it is right. They save work and change no
+        # result.
+        self._last = self._last_tail = (-1, None)
 
     def draw(self, d: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw number d.
@@ -50,25 +51,31 @@ class Deck:
           (items, decks): int64 [k] each; the item and the number of the deck it came
           from, which is how often that item was dealt before this draw (when k <= n).
         """
+        whole, rest = divmod(self.k, self.n)
+        k = self.k if self.k <= self.n else rest
+        e, start = divmod(d * k, self.n)
+        decks = e + (np.arange(start, start + k) >= self.n)
+        if self.k > self.n:
+            of_whole = np.repeat(d * whole + np.arange(whole), self.n)
+            decks = np.concatenate([of_whole, decks])
+        return self.items(d).copy(), decks
+
+    def items(self, d: int) -> np.ndarray:
+        """The items of draw number d alone: int64 [k], not to be written to."""
         if self.k <= self.n:
             return self._places(d, self.k)
         whole, rest = divmod(self.k, self.n)
-        items, decks = self._places(d, rest)
-        return (
-            np.concatenate([np.tile(np.arange(self.n), whole), items]),
-            np.concatenate([np.repeat(d * whole + np.arange(whole), self.n), decks]),
+        return np.concatenate(
+            [np.tile(np.arange(self.n), whole), self._places(d, rest)]
         )
 
-    def _places(self, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _places(self, d: int, k: int) -> np.ndarray:
         """Places dk ... dk + k - 1 of the decks for draws of k <= n: at most two."""
         e, start = divmod(d * k, self.n)
-        count = min(k, self.n - start)
-        parts = [self._deck(e, k)[start : start + count]] if count else []
-        if count < k:
-            parts.append(self._deck(e + 1, k)[: k - count])
-        decks = np.full(k, e)
-        decks[count:] += 1
-        return np.concatenate([np.empty(0, np.int64), *parts]), decks
+        first = self._deck(e, k)[start : start + k] if k else np.empty(0, np.int64)
+        if len(first) == k:
+            return first
+        return np.concatenate([first, self._deck(e + 1, k)[: k - len(first)]])
 
     def _deck(self, e: int, k: int) -> np.ndarray:
         number, items = self._last
@@ -89,12 +96,12 @@ class Deck:
         free = np.ones(self.n, bool)
         free[tail] = False
         if not len(tail_before):
-            return np.concatenate([body.permutation(np.flatnonzero(free)), tail])
+            return np.concatenate([body.permutation(free.nonzero()[0]), tail])
         candidates = free.copy()
         candidates[tail_before] = False
-        head = body.permutation(np.flatnonzero(candidates))[: k - len(tail_before)]
+        head = body.permutation(candidates.nonzero()[0])[: k - len(tail_before)]
         free[head] = False
-        middle = body.permutation(np.flatnonzero(free))
+        middle = body.permutation(free.nonzero()[0])
         return np.concatenate([head, middle, tail])
 
     def _tail(self, e: int, k: int) -> np.ndarray:
@@ -102,7 +109,11 @@ class Deck:
         size = (e + 1) * self.n % k
         if not size:
             return np.empty(0, np.int64)
-        return self._stream(streams.DECK_TAIL, e).permutation(self.n)[:size]
+        number, tail = self._last_tail
+        if number != e:
+            tail = self._stream(streams.DECK_TAIL, e).permutation(self.n)[:size]
+            self._last_tail = (e, tail)
+        return tail
 
     def _stream(self, purpose: int, e: int) -> np.random.Generator:
         return streams.passing_stream(self.seed, purpose, e, self.key)
@@ -152,5 +163,5 @@ class ClassDecks:
         """
         batch = np.empty((len(classes), self._instances), np.int64)
         for row, c, time in zip(batch, classes.tolist(), times.tolist(), strict=True):
-            row[:] = self.images[c][self._decks[c].draw(time)[0]]
+            row[:] = self.images[c][self._decks[c].items(time)]
         return batch.reshape(-1)
