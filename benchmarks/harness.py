@@ -322,7 +322,9 @@ def machine(command):
     notable = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     known = ", ".join(flag for flag in notable if flag in flags)
-    packages = ("torch", "pytorch-metric-learning", "jax", "jaxlib", "numpy")
+    packages = (
+        "torch", "pytorch-metric-learning", "faiss-cpu", "jax", "jaxlib", "numpy",
+    )  # fmt: skip
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": command,

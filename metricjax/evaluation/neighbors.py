@@ -2,14 +2,18 @@
 
 One program is compiled for a shape: it takes a block of queries, walks over the
 gallery in tiles of `TILE` rows and merges each tile into the running top k, so the
-memory in use is O(block x (tile + k)) and never O(queries x gallery). Every product
-of a query and a gallery row comes out of a matrix product of one fixed shape, padding
-included, so a similarity does not depend on where in the gallery a row stands: exact
-duplicates get bit-equal similarities.
+memory in use is O(block x (tile + k)) and never O(queries x gallery).
+
+On TPU and GPU similarities are float32 products. Each comes out of a matrix product of
+one fixed shape, padding included, so it does not depend on where in the gallery a row
+stands: exact duplicates get bit-equal similarities. On CPU a similarity is the exact
+sum rounded once, whatever the shape (`similarity.py`), and large galleries are screened
+with coarse products first (`screening.py`), which finds the same neighbours sooner.
 """
 
+import contextlib
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -19,6 +23,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
+from metricjax.evaluation import screening, similarity
+from metricjax.evaluation.rows import is_whole, own_rows, unit_rows
 
 TILE = 2048
 """Gallery rows multiplied at a time: tile and similarities stay near the cache."""
@@ -29,7 +35,8 @@ ROW_MULTIPLE = 64
 ELEMENTS_PER_BLOCK = 2**22
 """Bound on block x (tile + k): a block shrinks when very many neighbours are kept."""
 
-LENGTH_TOLERANCE = 1e-3
+MOSTLY_OPEN = 0.5
+"""Screening is given up after a block that leaves so large a share of queries open."""
 
 
 class Kept(NamedTuple):
@@ -91,23 +98,34 @@ def nearest(queries, gallery, k, *, own_index=None, block_size=1024, mesh=None):
 
 
 class Gallery:
-    """A gallery cut into tiles and placed on the devices, ready to be searched."""
+    """A gallery placed on the devices, ready to be searched."""
 
     def __init__(self, embeddings: np.ndarray, labels: np.ndarray, mesh: Mesh | None):
-        """Pads and places `embeddings` [n, d] float32 and `labels` [n] int32."""
-        count, width = embeddings.shape
+        """Takes `embeddings` [n, d] float32 and `labels` [n] int32."""
+        self.mesh, self.labels = mesh, labels
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        self.exact_sums = device.platform == "cpu"
+        self.rows = similarity.on_grid(embeddings) if self.exact_sums else embeddings
+
+    @cached_property
+    def tiles(self) -> tuple[Array, Array, Array]:
+        """Rows [t, TILE, d], their labels and numbers [t, TILE]; -1 is padding."""
+        count, width = self.rows.shape
         padding = -count % TILE
         indices = np.arange(count + padding, dtype=np.int32)
         indices[count:] = -1
-        self.mesh = mesh
-        self.tiles = tuple(
+        return tuple(
             self._place(array, replicated=True)
             for array in (
-                np.pad(embeddings, ((0, padding), (0, 0))).reshape(-1, TILE, width),
-                np.pad(labels, (0, padding)).reshape(-1, TILE),
+                np.pad(self.rows, ((0, padding), (0, 0))).reshape(-1, TILE, width),
+                np.pad(self.labels, (0, padding)).reshape(-1, TILE),
                 indices.reshape(-1, TILE),
             )
         )
+
+    @cached_property
+    def screen(self) -> screening.Screen:
+        return screening.Screen(self.rows, screening.dtype(), self._place)
 
     def search(
         self,
@@ -116,24 +134,100 @@ class Gallery:
         own_index: np.ndarray,
         k: int,
         block_size: int,
-    ) -> Iterator[tuple[slice, Kept]]:
-        """Yields (rows of `queries`, their `Kept` in numpy), block after block.
+    ) -> Iterator[tuple[slice | np.ndarray, Kept]]:
+        """Yields (some rows of `queries`, their `Kept` in numpy), each row once.
 
         The next block is already computing while the caller works on this one.
         """
-        devices = 1 if self.mesh is None else self.mesh.size
-        block = devices * _block_rows(len(queries), devices, k, block_size)
-        waiting = None
-        for start in range(0, len(queries), block):
-            rows = slice(start, min(start + block, len(queries)))
-            padding = block - (rows.stop - rows.start)
-            inputs = (
-                np.pad(queries[rows], ((0, padding), (0, 0))),
-                np.pad(labels[rows], (0, padding)),
-                np.pad(own_index[rows], (0, padding), constant_values=-1),
+        if self.exact_sums:
+            queries = similarity.on_grid(queries)
+        rest = np.arange(len(queries))
+        sizes = len(queries), len(self.rows)
+        if self.exact_sums and screening.worthwhile(*sizes, k):
+            rest = yield from self._screened(queries, labels, own_index, k, block_size)
+        found = self._compared(
+            queries[rest], labels[rest], own_index[rest], k, block_size
+        )
+        for rows, kept in found:
+            yield (rows if len(rest) == len(queries) else rest[rows]), kept
+
+    def _compared(self, queries, labels, own_index, k, block_size):
+        """Every query with every row of the gallery; yields (slice, `Kept`)."""
+        inputs = (queries, 0), (labels, 0), (own_index, -1)
+
+        def launch(blocks):
+            # Sums are of float64, see similarity.py.
+            with jax.enable_x64(True) if self.exact_sums else contextlib.nullcontext():
+                return _search(
+                    *blocks,
+                    *self.tiles,
+                    k=k,
+                    mesh=self.mesh,
+                    exact_sums=self.exact_sums,
+                )
+
+        for rows, kept in self._blocks(inputs, launch, k, block_size):
+            yield rows, Kept(*kept)
+
+    def _screened(self, queries, labels, own_index, k, block_size):
+        """Yields (rows, `Kept`) of most queries, and returns the rows of the others."""
+        rest = []
+        found = self._blocks(
+            [(queries, 0)],
+            lambda blocks: self.screen.launch(*blocks, k, self.mesh),
+            k,
+            block_size,
+        )
+        for rows, coarse in found:
+            found = self.screen.find(
+                queries[rows], own_index[rows], k, screening.Coarse(*coarse)
             )
-            placed = (self._place(array, replicated=False) for array in inputs)
-            running = rows, _search(*placed, *self.tiles, k=k, mesh=self.mesh)
+            closed = rows.start + np.flatnonzero(found.counts)
+            if len(closed):
+                yield closed, self._kept(found, labels[rows], k)
+            rest.append(rows.start + np.flatnonzero(found.counts == 0))
+            if len(rest[-1]) > MOSTLY_OPEN * (rows.stop - rows.start):
+                rest.append(np.arange(rows.stop, len(queries)))
+                break
+        return np.concatenate(rest)
+
+    def _kept(self, found: screening.Found, labels: np.ndarray, k: int) -> Kept:
+        """The first k found of each query that has any, and the ties with the k-th."""
+        relevant = self.labels[found.rows] == np.repeat(labels, found.counts)
+        counts = found.counts[found.counts > 0]
+        starts = np.cumsum(counts) - counts
+        first = starts[:, None] + np.arange(k)
+        kept = found.similarities[first]
+        tied = found.similarities == np.repeat(kept[:, -1], counts)
+        return Kept(
+            kept,
+            found.rows[first].astype(np.int32),
+            relevant[first],
+            *(
+                np.add.reduceat(these, starts, dtype=np.int32)
+                for these in (tied, tied & relevant)
+            ),
+        )
+
+    def _blocks(self, inputs, launch, k, block_size):
+        """Yields (slice, what `launch` made of that block of `inputs`, in numpy).
+
+        Args:
+            inputs: pairs of an array [q, ...] and what pads it.
+            launch: starts a program on arrays [block, ...], one for each input.
+        """
+        count = len(inputs[0][0])
+        devices = 1 if self.mesh is None else self.mesh.size
+        block = devices * _block_rows(count, devices, k, block_size)
+        waiting = None
+        for start in range(0, count, block):
+            rows = slice(start, min(start + block, count))
+            padding = block - (rows.stop - rows.start)
+            placed = [
+                self._place(_padded(array[rows], padding, value), replicated=False)
+                for array, value in inputs
+            ]
+            running = rows, launch(placed)
             if waiting is not None:
                 yield _fetch(*waiting)
             waiting = running
@@ -150,15 +244,27 @@ class Gallery:
         )
 
 
-@partial(jax.jit, static_argnames=("k", "mesh"))
-def _search(queries, labels, own_index, tiles, tile_labels, tile_indices, *, k, mesh):
+@partial(jax.jit, static_argnames=("k", "mesh", "exact_sums"))
+def _search(
+    queries,
+    labels,
+    own_index,
+    tiles,
+    tile_labels,
+    tile_indices,
+    *,
+    k,
+    mesh,
+    exact_sums=False,
+):
     """`Kept` of a block of queries; over a mesh each device takes its own queries."""
     arguments = queries, labels, own_index, tiles, tile_labels, tile_indices
+    program = partial(_search_rows, k=k, exact_sums=exact_sums)
     if mesh is None:
-        return _search_rows(*arguments, k=k)
+        return program(*arguments)
     mine, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     kept = jax.shard_map(
-        partial(_search_rows, k=k),
+        program,
         mesh=mesh,
         in_specs=(mine, mine, mine, whole, whole, whole),
         out_specs=mine,
@@ -177,10 +283,18 @@ def _search_rows(
     tile_indices: Int[Array, "t g"],
     *,
     k: int,
+    exact_sums: bool,
 ) -> Kept:
+    factors = jnp.float64 if exact_sums else jnp.float32
+    count_where = partial(jnp.sum, axis=1, dtype=jnp.int32)
+
     def merge(kept: Kept, tile):
         rows, row_labels, indices = tile
-        similarities = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
+        similarities = jnp.matmul(
+            queries.astype(factors),
+            rows.T.astype(factors),
+            precision=jax.lax.Precision.HIGHEST,
+        ).astype(jnp.float32)
         # -0.0 and 0.0 tie as floats but not in a sort: make them one.
         similarities = jnp.where(similarities == 0, 0.0, similarities)
         found = (indices >= 0) & (indices != own_index[:, None])
@@ -207,9 +321,11 @@ def _search_rows(
         edge = merged[:, -1:]
         same = (edge == kept.similarities[:, -1:])[:, 0]
         tied, kept_tied = similarities == edge, kept.similarities == edge
-        boundary = jnp.where(same, kept.boundary, kept_tied.sum(1)) + tied.sum(1)
-        boundary_relevant = (tied & relevant).sum(1) + jnp.where(
-            same, kept.boundary_relevant, (kept_tied & kept.relevant).sum(1)
+        boundary = count_where(tied) + jnp.where(
+            same, kept.boundary, count_where(kept_tied)
+        )
+        boundary_relevant = count_where(tied & relevant) + jnp.where(
+            same, kept.boundary_relevant, count_where(kept_tied & kept.relevant)
         )
         return Kept(
             merged, merged_indices, merged_relevant, boundary, boundary_relevant
@@ -236,72 +352,11 @@ def _block_rows(queries: int, devices: int, k: int, block_size: int) -> int:
     return int(max(-(-rows // ROW_MULTIPLE), 1) * ROW_MULTIPLE)
 
 
-def is_whole(value) -> bool:
-    """Whether `value` is an integer, and not a truth value."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+def _padded(array: np.ndarray, padding: int, value) -> np.ndarray:
+    sides = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, sides, constant_values=value)
 
 
-def _fetch(rows: slice, kept: Kept) -> tuple[slice, Kept]:
+def _fetch(rows: slice, arrays: tuple) -> tuple[slice, list[np.ndarray]]:
     count = rows.stop - rows.start
-    return rows, Kept(*(np.asarray(array)[:count] for array in kept))
-
-
-def unit_rows(embeddings, name: str, *, width: int | None = None) -> np.ndarray:
-    """`embeddings` [n, d] as float32 numpy, checked to be finite, of unit length.
-
-    Args:
-        embeddings: numpy or JAX array of floats.
-        name: what to call it in a message.
-        width: d that is asked for, or None.
-
-    Raises:
-        InputError: naming the first row that is at fault.
-    """
-    array = np.asarray(embeddings)
-    if array.ndim != 2 or 0 in array.shape:
-        raise InputError(
-            f"{name} has shape {array.shape}: give one row of numbers for each image, "
-            "[n, d]."
-        )
-    if width is not None and array.shape[1] != width:
-        raise InputError(
-            f"{name} has {array.shape[1]} numbers a row where the queries have {width}:"
-            " embed both with the same model."
-        )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InputError(f"{name} has dtype {array.dtype}: give floats.")
-    array = np.ascontiguousarray(array, np.float32)
-    lengths = np.sqrt(np.einsum("nd,nd->n", array, array))
-    broken = np.flatnonzero(~np.isfinite(lengths))
-    if broken.size:
-        raise InputError(
-            f"{name} has NaN or Inf in {broken.size} of {len(array)} rows, the first "
-            f"is row {broken[0]}: look for a diverged model or a bad image there."
-        )
-    wrong = np.flatnonzero(np.abs(lengths - 1) > LENGTH_TOLERANCE)
-    if wrong.size:
-        raise InputError(
-            f"{name} row {wrong[0]} has length {lengths[wrong[0]]:.4g} (as have "
-            f"{wrong.size - 1} other rows a length other than 1): divide each row by "
-            "its Euclidean norm first."
-        )
-    return array
-
-
-def own_rows(own_index, queries: int, gallery: int) -> np.ndarray:
-    """`own_index` checked, as [q] int32; None becomes -1, nothing excluded."""
-    if own_index is None:
-        return np.full(queries, -1, np.int32)
-    array = np.asarray(own_index)
-    if array.shape != (queries,) or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(
-            f"own_index is {array.dtype} of shape {array.shape}: give one whole number "
-            f"for each of the {queries} queries, -1 where the gallery lacks it."
-        )
-    outside = np.flatnonzero((array < -1) | (array >= gallery))
-    if outside.size:
-        raise InputError(
-            f"own_index of query {outside[0]} is {array[outside[0]]}: give a gallery "
-            f"row from 0 to {gallery - 1}, or -1."
-        )
-    return array.astype(np.int32)
+    return rows, [np.asarray(array)[:count] for array in arrays]
