@@ -5,14 +5,16 @@
     python benchmarks/pod.py --steps [--topology v5e:4x4] [--batch 1024] [--out FILE.md]
     python benchmarks/pod.py --scaling [--cells 0,3] [--out FILE.md]
     python benchmarks/pod.py --alone [--cells 0,3] [--out FILE.md]
+    python benchmarks/pod.py --retrieval [--cells 0] [--out FILE.md]
 
 XLA's TPU compiler runs without a TPU. Each loss is compiled, value and gradient, for a
 batch split over all chips of the topology, once in blocks (each chip loops over its own
 anchors) and once all at once (the compiler divides the rows), and asked for the memory
 of one chip, its collectives and its largest array. With `--steps` it is whole training
 steps of CGD on ResNet-50, with and without rematerialisation; for `--scaling` and
-`--alone` see `pod_scaling.py`. On two cores a row of losses takes a minute, one of
-steps several; each is appended to the file as it comes.
+`--alone` see `pod_scaling.py`, for `--retrieval` `pod_retrieval.py`. On two cores a
+row of losses takes a minute, one of steps several; each is appended to the file as it
+comes.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pod_retrieval
 import pod_scaling
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -119,6 +122,7 @@ def main():
     parser.add_argument("--steps", action="store_true", help="whole training steps")
     parser.add_argument("--scaling", action="store_true", help="batches and chips")
     parser.add_argument("--alone", action="store_true", help="their losses alone")
+    parser.add_argument("--retrieval", action="store_true", help="a search")
     parser.add_argument("--cells", type=_numbers, help="which rows of a table")
     parser.add_argument("--batch", type=int, help="by default 65536, of steps 1024")
     parser.add_argument("--dim", type=int, default=512)
@@ -139,6 +143,8 @@ def _table(options):
         return pod_scaling.steps(options.cells)
     if options.alone:
         return pod_scaling.losses_alone(options.cells)
+    if options.retrieval:
+        return pod_retrieval.table(options.cells)
     mesh = chips.topology(options.topology).mesh
     return steps(options, mesh) if options.steps else pair_losses(options, mesh)
 

@@ -41,6 +41,7 @@ WAYS = {
 TITLES = {"sop": "Stanford Online Products", "cars": "Cars-196", "quick": "Quick"}
 PRODUCTS = ("numpy", "torch", "jax")
 SIDE = 2048
+RESULTS = Path(__file__).parent / "results"
 
 
 def measured(name, rounds):
@@ -161,7 +162,7 @@ def main():
     text = "\n".join(table(entries)) + "\n"
     print(text)
     if not options.quick:
-        (Path(__file__).parent / "results" / "retrieval.md").write_text(text)
+        (RESULTS / "retrieval.md").write_text(text)
 
 
 if __name__ == "__main__":
