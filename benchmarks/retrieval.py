@@ -1,6 +1,6 @@
 """Retrieval metrics against faiss, torch.topk and pytorch-metric-learning.
 
-    python benchmarks/retrieval.py [--cases sop,cars] [--rounds 3] [--json FILE.json]
+    python benchmarks/retrieval.py [--cases cars,sop] [--rounds 3] [--json FILE.json]
     python benchmarks/retrieval.py --quick
     python benchmarks/retrieval.py --table FILE.json
 
@@ -144,7 +144,7 @@ def _case(row):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default="sop,cars")
+    parser.add_argument("--cases", default="cars,sop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path)
@@ -156,9 +156,10 @@ def main():
         names = ["quick"] if options.quick else options.cases.split(",")
         command = " ".join(["benchmarks/retrieval.py", *sys.argv[1:]])
         entries = [{"kind": "run", **harness.machine(command)}]
-        entries += [measured(name, options.rounds) for name in names]
-        if options.json:
-            options.json.write_text("".join(json.dumps(e) + "\n" for e in entries))
+        for name in names:
+            entries.append(measured(name, options.rounds))
+            if options.json:
+                options.json.write_text("".join(json.dumps(e) + "\n" for e in entries))
     text = "\n".join(table(entries)) + "\n"
     print(text)
     if not options.quick:
