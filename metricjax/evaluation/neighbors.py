@@ -14,17 +14,18 @@ with coarse products first (`screening.py`), which finds the same neighbours soo
 import contextlib
 from collections.abc import Iterator
 from functools import cached_property, partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
 from metricjax.evaluation import screening, similarity
+from metricjax.evaluation.kept import Kept, of_found
 from metricjax.evaluation.rows import is_whole, own_rows, unit_rows
+from metricjax.evaluation.screening import Coarse
 
 TILE = 2048
 """Gallery rows multiplied at a time: tile and similarities stay near the cache."""
@@ -37,25 +38,6 @@ ELEMENTS_PER_BLOCK = 2**22
 
 MOSTLY_OPEN = 0.5
 """Screening is given up after a block that leaves so large a share of queries open."""
-
-
-class Kept(NamedTuple):
-    """The k nearest gallery rows of each query, and what lies on the boundary.
-
-    Attributes:
-        similarities: [q, k] float32, in descending order.
-        indices: [q, k] int32 rows of the gallery; equal similarities by lowest row.
-        relevant: [q, k] bool, the row carries the query's label.
-        boundary: [q] int32, rows of the whole gallery (own row apart) whose similarity
-            equals the k-th; more of them than are kept means a tie across the boundary.
-        boundary_relevant: [q] int32, how many of those carry the query's label.
-    """
-
-    similarities: Float[Array, "q k"]
-    indices: Int[Array, "q k"]
-    relevant: Bool[Array, "q k"]
-    boundary: Int[Array, " q"]
-    boundary_relevant: Int[Array, " q"]
 
 
 def nearest(queries, gallery, k, *, own_index=None, block_size=1024, mesh=None):
@@ -105,7 +87,7 @@ class Gallery:
         self.mesh, self.labels = mesh, labels
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         self.exact_sums = device.platform == "cpu"
-        self.rows = similarity.on_grid(embeddings) if self.exact_sums else embeddings
+        self.rows = self._ready(embeddings)
 
     @cached_property
     def tiles(self) -> tuple[Array, Array, Array]:
@@ -139,8 +121,6 @@ class Gallery:
 
         The next block is already computing while the caller works on this one.
         """
-        if self.exact_sums:
-            queries = similarity.on_grid(queries)
         rest = np.arange(len(queries))
         sizes = len(queries), len(self.rows)
         if self.exact_sums and screening.worthwhile(*sizes, k):
@@ -172,48 +152,36 @@ class Gallery:
     def _screened(self, queries, labels, own_index, k, block_size):
         """Yields (rows, `Kept`) of most queries, and returns the rows of the others."""
         rest = []
-        found = self._blocks(
-            [(queries, 0)],
-            lambda blocks: self.screen.launch(*blocks, k, self.mesh),
-            k,
-            block_size,
-        )
-        for rows, coarse in found:
+
+        def launch(blocks):
+            return self.screen.launch(*blocks, k, self.mesh)
+
+        for rows, coarse in self._blocks([(queries, 0)], launch, k, block_size):
             found = self.screen.find(
-                queries[rows], own_index[rows], k, screening.Coarse(*coarse)
+                self._ready(queries[rows]), own_index[rows], k, Coarse(*coarse)
             )
-            closed = rows.start + np.flatnonzero(found.counts)
-            if len(closed):
-                yield closed, self._kept(found, labels[rows], k)
+            closed = np.flatnonzero(found.counts)
             rest.append(rows.start + np.flatnonzero(found.counts == 0))
+            if len(closed):
+                same = np.repeat(labels[rows], found.counts) == self.labels[found.rows]
+                counts = found.counts[closed]
+                yield (
+                    rows.start + closed,
+                    of_found(found.similarities, found.rows, same, counts, k),
+                )
             if len(rest[-1]) > MOSTLY_OPEN * (rows.stop - rows.start):
                 rest.append(np.arange(rows.stop, len(queries)))
                 break
         return np.concatenate(rest)
 
-    def _kept(self, found: screening.Found, labels: np.ndarray, k: int) -> Kept:
-        """The first k found of each query that has any, and the ties with the k-th."""
-        relevant = self.labels[found.rows] == np.repeat(labels, found.counts)
-        counts = found.counts[found.counts > 0]
-        starts = np.cumsum(counts) - counts
-        first = starts[:, None] + np.arange(k)
-        kept = found.similarities[first]
-        tied = found.similarities == np.repeat(kept[:, -1], counts)
-        return Kept(
-            kept,
-            found.rows[first].astype(np.int32),
-            relevant[first],
-            *(
-                np.add.reduceat(these, starts, dtype=np.int32)
-                for these in (tied, tied & relevant)
-            ),
-        )
+    def _ready(self, rows: np.ndarray) -> np.ndarray:
+        return similarity.on_grid(rows) if self.exact_sums else rows
 
     def _blocks(self, inputs, launch, k, block_size):
         """Yields (slice, what `launch` made of that block of `inputs`, in numpy).
 
         Args:
-            inputs: pairs of an array [q, ...] and what pads it.
+            inputs: pairs of an array [q, ...] and what pads it, the queries first.
             launch: starts a program on arrays [block, ...], one for each input.
         """
         count = len(inputs[0][0])
@@ -223,10 +191,9 @@ class Gallery:
         for start in range(0, count, block):
             rows = slice(start, min(start + block, count))
             padding = block - (rows.stop - rows.start)
-            placed = [
-                self._place(_padded(array[rows], padding, value), replicated=False)
-                for array, value in inputs
-            ]
+            parts = [_padded(array[rows], padding, value) for array, value in inputs]
+            parts[0] = self._ready(parts[0])
+            placed = [self._place(part, replicated=False) for part in parts]
             running = rows, launch(placed)
             if waiting is not None:
                 yield _fetch(*waiting)

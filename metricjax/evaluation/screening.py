@@ -32,8 +32,8 @@ from jaxtyping import Array, Float, Int
 
 from metricjax.evaluation import similarity
 
-TILE = 4096
-"""Gallery rows multiplied at a time."""
+MOST_GROUPS = 4096
+"""The gallery is padded to a multiple; groups are a power of two up to it."""
 
 LEAST_GROUPS = 1024
 
@@ -52,6 +52,7 @@ ROWS_PER_QUERY = 1024
 # Twice the unit roundoff of float32, for adders that do not round to nearest.
 _ROUNDOFF = 2.0**-23
 # A coarse similarity far below every true one; finite, as its last bits are replaced.
+# (Of negative numbers the bits are in the opposite order, still below all others'.)
 _NOWHERE = -1e30
 
 
@@ -103,18 +104,25 @@ class Screen:
         """
         self.rows, self._place = rows, place
         count, width = rows.shape
-        padding = -count % TILE
+        padded = -(-count // MOST_GROUPS) * MOST_GROUPS
+        factors = np.zeros((padded, width), dtype)
+        bias = np.full(padded, _NOWHERE, np.float32)
         self._mean = place(rows.mean(axis=0), replicated=True)
-        padded = np.pad(rows, ((0, padding), (0, 0))).reshape(-1, TILE, width)
-        self._tiles, bias, lengths, residuals = _rounded_tiles(
-            place(padded, replicated=True), self._mean, dtype=dtype
-        )
-        bias = np.array(bias).reshape(-1)
-        self._largest_bias = np.abs(bias[:count]).max()
-        bias[count:] = _NOWHERE
-        self._bias = place(bias.reshape(-1, TILE), replicated=True)
-        self._length = np.asarray(lengths).reshape(-1)[:count].max()
-        self._residual = np.asarray(residuals).reshape(-1)[:count].max()
+        self._length = self._residual = 0.0
+        for start in range(0, count, MOST_GROUPS):
+            some = slice(start, min(start + MOST_GROUPS, count))
+            factors[some], bias[some], lengths, residuals = map(
+                np.asarray,
+                _rounded_rows(rows[some], np.asarray(self._mean), dtype=dtype),
+            )
+            self._length = max(self._length, float(lengths.max()))
+            self._residual = max(self._residual, float(residuals.max()))
+        self._largest_bias = float(np.abs(bias[:count]).max())
+        if dtype == jnp.bfloat16:
+            # As whole numbers: in a loop over bfloat16 arrays XLA makes them float32.
+            factors = factors.view(np.uint16)
+        self._factors = place(factors, replicated=True)
+        self._bias = place(bias, replicated=True)
 
     def launch(self, queries: np.ndarray, k: int, mesh) -> Coarse:
         """Starts on a block of queries [q, d]; over a mesh q divides by its size."""
@@ -122,8 +130,10 @@ class Screen:
         return _coarse(
             self._place(queries, replicated=False),
             self._mean,
-            self._tiles,
+            self._factors,
             self._bias,
+            np.float32(self._length),
+            np.float32(self._largest_bias),
             groups=groups,
             places=places,
             mesh=mesh,
@@ -141,7 +151,7 @@ class Screen:
             coarse: what `launch` gave, in numpy, of these queries.
         """
         groups, _ = layout(k)
-        slots = self._tiles.shape[0] * (TILE // groups)
+        slots = len(self._factors) // groups
         rows = (coarse.best.view(np.int32) & _lowest_bits(slots)) * groups
         rows += coarse.groups
         bound = self._bound(coarse, slots)
@@ -173,12 +183,13 @@ class Screen:
     def _bound(self, coarse: Coarse, slots: int) -> np.ndarray:
         """[q] how far a coarse similarity is off at most, but for a number of q."""
         width = self.rows.shape[1]
+        # All are moved up by `largest` to be positive, so that is added twice.
         lengths = coarse.lengths.astype(np.float64)
         residuals = coarse.residuals.astype(np.float64)
         largest = lengths * self._length + self._largest_bias
         sums = width * _ROUNDOFF * (lengths * self._length + np.sqrt(2))
         rounded = residuals * self._length + (lengths + residuals) * self._residual
-        packed = (_lowest_bits(slots) + 3) * _ROUNDOFF * largest
+        packed = (_lowest_bits(slots) + 4) * _ROUNDOFF * (3 * largest + 1)
         # The last factor is for lengths, which are float32 sums too.
         return (rounded + sums + packed + _ROUNDOFF) * (1 + 4 * width * _ROUNDOFF)
 
@@ -193,7 +204,7 @@ def layout(k: int) -> tuple[int, int]:
 def worthwhile(queries: int, gallery: int, k: int) -> bool:
     """Whether so many queries pay for a gallery of so many rows being made ready."""
     groups, _ = layout(k)
-    fits = groups <= TILE and 2 * groups <= gallery <= MOST_SLOTS * groups
+    fits = groups <= MOST_GROUPS and 2 * groups <= gallery <= MOST_SLOTS * groups
     return fits and queries >= LEAST_QUERIES
 
 
@@ -226,29 +237,26 @@ def _rounded(rows, mean, dtype):
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _rounded_tiles(tiles, mean, *, dtype):
-    def of_tile(tile):
-        kept, lengths, residuals = _rounded(tile, mean, dtype)
-        bias = jnp.matmul(tile, mean, precision=lax.Precision.HIGHEST)
-        return kept, bias, lengths, residuals
-
-    return lax.map(of_tile, tiles)
+def _rounded_rows(rows, mean, *, dtype):
+    kept, lengths, residuals = _rounded(rows, mean, dtype)
+    along = jnp.matmul(rows, mean, precision=lax.Precision.HIGHEST)
+    return kept, along, lengths, residuals
 
 
 @partial(jax.jit, static_argnames=("groups", "places", "mesh"))
-def _coarse(queries, mean, tiles, bias, *, groups, places, mesh):
+def _coarse(queries, *gallery, groups, places, mesh):
     """`Coarse` of a block of queries; over a mesh each device takes its own."""
     program = partial(_coarse_rows, groups=groups, places=places)
     if mesh is None:
-        return program(queries, mean, tiles, bias)
+        return program(queries, *gallery)
     mine, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
     coarse = jax.shard_map(
         program,
         mesh=mesh,
-        in_specs=(mine, whole, whole, whole),
+        in_specs=(mine, *(whole for _ in gallery)),
         out_specs=mine,
         check_vma=False,
-    )(queries, mean, tiles, bias)
+    )(queries, *gallery)
     # Gathered, so that every host can read all rows.
     return lax.with_sharding_constraint(coarse, NamedSharding(mesh, whole))
 
@@ -256,38 +264,50 @@ def _coarse(queries, mean, tiles, bias, *, groups, places, mesh):
 def _coarse_rows(
     queries: Float[Array, "q d"],
     mean: Float[Array, " d"],
-    tiles: Float[Array, "t g d"],
-    bias: Float[Array, "t g"],
+    factors: Array,
+    bias: Float[Array, " n"],
+    length: Float[Array, ""],
+    largest_bias: Float[Array, ""],
     *,
     groups: int,
     places: int,
 ) -> Coarse:
-    kept, lengths, residuals = _rounded(queries, mean, tiles.dtype)
-    per_tile = tiles.shape[1] // groups
-    mask = _lowest_bits(tiles.shape[0] * per_tile)
+    narrow = factors.dtype == jnp.uint16
+    dtype = jnp.bfloat16 if narrow else jnp.float32
+    kept, lengths, residuals = _rounded(queries, mean, dtype)
+    # Positive float32 numbers are in the order of their bits, and whole numbers are
+    # compared in fewer instructions.
+    up = (1.01 * (lengths * length + largest_bias) + 1e-6)[:, None]
+    slots = len(factors) // groups
+    mask = _lowest_bits(slots)
 
-    def fold(carried, tile):
-        number, rows, add = tile
+    def fold(carried, part):
+        slot, rows, add = part
         products = lax.dot_general(
             kept,
-            rows,
+            lax.bitcast_convert_type(rows, dtype),
             (((1,), (1,)), ((), ())),
-            precision=None if rows.dtype == jnp.bfloat16 else lax.Precision.HIGHEST,
+            precision=None if narrow else lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
         best, second = carried
-        for part in range(per_tile):
-            here = slice(part * groups, (part + 1) * groups)
-            bits = lax.bitcast_convert_type(products[:, here] + add[here], jnp.int32)
-            bits = (bits & ~mask) | (number * per_tile + part)
-            coarse = lax.bitcast_convert_type(bits, jnp.float32)
-            second = jnp.maximum(second, jnp.minimum(best, coarse))
-            best = jnp.maximum(best, coarse)
-        return (best, second), None
+        bits = lax.bitcast_convert_type(products + add + up, jnp.int32)
+        bits = (bits & ~mask) | slot
+        second = jnp.maximum(second, jnp.minimum(best, bits))
+        return (jnp.maximum(best, bits), second), None
 
-    nothing = jnp.full((len(queries), groups), -jnp.inf, jnp.float32)
-    numbers = jnp.arange(len(tiles), dtype=jnp.int32)
-    (best, second), _ = lax.scan(fold, (nothing, nothing), (numbers, tiles, bias))
+    parts = (
+        jnp.arange(slots, dtype=jnp.int32),
+        factors.reshape(slots, groups, -1),
+        bias.reshape(slots, groups),
+    )
+    nothing = lax.bitcast_convert_type(
+        jnp.full((len(queries), groups), 2 * _NOWHERE, jnp.float32), jnp.int32
+    )
+    (best, second), _ = lax.scan(fold, (nothing, nothing), parts)
+    best, second = (
+        lax.bitcast_convert_type(bits, jnp.float32) for bits in (best, second)
+    )
     best, where = lax.top_k(best, places)
     second = jnp.take_along_axis(second, where, axis=1)
     return Coarse(best, second, where, lengths, residuals)
