@@ -14,7 +14,7 @@ from metricjax import agreement
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.embedding import Embedded
 from metricjax.errors import InputError, disk_errors
-from metricjax.evaluation.neighbors import LENGTH_TOLERANCE
+from metricjax.evaluation.rows import LENGTH_TOLERANCE
 from metricjax.trained import Trained
 from metricjax.workdir import write_atomically
 

@@ -126,8 +126,9 @@ def retrieval(
     tied = np.zeros(len(queries), bool)
     index = Gallery(gallery, gallery_labels, mesh)
     for rows, depth in _by_depth(relevant, counted, max(recall_at, default=1)):
+        some = slice(None) if len(rows) == len(queries) else rows  # a copy the less
         found = index.search(
-            queries[rows], labels[rows], own_index[rows], depth, block_size
+            queries[some], labels[some], own_index[some], depth, block_size
         )
         for block, kept in found:
             mine = rows[block]

@@ -4,13 +4,13 @@ Where the processor multiplies bfloat16 matrices (Intel's AMX) it does so severa
 faster than float32 ones. Rows q and g less their common mean m, rounded to bfloat16,
 are q' and g', with residuals r = (q - m) - q' and s = (g - m) - g'; then
 
-    <q, g> = <q', g'> + <r, g'> + <q - m, s> + <m, g> + a number of q alone,
+    <q, g> = <q', g'> + <r, g'> + <q - m, s> + <m, g - m> + a number of q alone,
 
 and by Cauchy and Schwarz the second and third terms are at most |r| |g'| + |q - m| |s|,
 of which all lengths are known. With the errors of float32 sums that bounds how far the
-coarse similarity <q', g'> + <m, g> can be off, for each query. Whatever lies lower than
-the k-th best by more than twice the bound cannot be among the k nearest; what is left,
-a few rows more than k, is compared exactly (`similarity.py`).
+coarse similarity <q', g'> + <m, g - m> can be off, for each query. Whatever lies lower
+than the k-th best by more than twice the bound cannot be among the k nearest; what is
+left, a few rows more than k, is compared exactly (`similarity.py`).
 
 Coarse similarities are never sorted nor kept: gallery rows are dealt to groups, row n
 to group n mod G, and of a group the best similarity, its row and the second best are
@@ -102,33 +102,35 @@ class Screen:
             dtype: bfloat16 or float32, that of the factors; sums are float32.
             place: `(array, replicated=bool) -> jax.Array`, puts it on the devices.
         """
-        self.rows, self._place = rows, place
+        self.rows = rows
         count, width = rows.shape
         padded = -(-count // MOST_GROUPS) * MOST_GROUPS
         factors = np.zeros((padded, width), dtype)
         bias = np.full(padded, _NOWHERE, np.float32)
-        self._mean = place(rows.mean(axis=0), replicated=True)
+        mean = rows.mean(axis=0)
+        exact_mean = mean.astype(np.float64)
         self._length = self._residual = 0.0
         for start in range(0, count, MOST_GROUPS):
             some = slice(start, min(start + MOST_GROUPS, count))
-            factors[some], bias[some], lengths, residuals = map(
-                np.asarray,
-                _rounded_rows(rows[some], np.asarray(self._mean), dtype=dtype),
+            factors[some], lengths, residuals = map(
+                np.asarray, _rounded(rows[some], mean, dtype=dtype)
             )
+            bias[some] = (rows[some].astype(np.float64) - exact_mean) @ exact_mean
             self._length = max(self._length, float(lengths.max()))
             self._residual = max(self._residual, float(residuals.max()))
         self._largest_bias = float(np.abs(bias[:count]).max())
         if dtype == jnp.bfloat16:
             # As whole numbers: in a loop over bfloat16 arrays XLA makes them float32.
             factors = factors.view(np.uint16)
+        self._mean = place(mean, replicated=True)
         self._factors = place(factors, replicated=True)
         self._bias = place(bias, replicated=True)
 
-    def launch(self, queries: np.ndarray, k: int, mesh) -> Coarse:
-        """Starts on a block of queries [q, d]; over a mesh q divides by its size."""
+    def launch(self, queries: Array, k: int, mesh) -> Coarse:
+        """Starts on a block of queries [q, d] on the devices of `mesh`, if any."""
         groups, places = layout(k)
         return _coarse(
-            self._place(queries, replicated=False),
+            queries,
             self._mean,
             self._factors,
             self._bias,
@@ -187,9 +189,9 @@ class Screen:
         lengths = coarse.lengths.astype(np.float64)
         residuals = coarse.residuals.astype(np.float64)
         largest = lengths * self._length + self._largest_bias
-        sums = width * _ROUNDOFF * (lengths * self._length + np.sqrt(2))
+        sums = width * _ROUNDOFF * lengths * self._length
         rounded = residuals * self._length + (lengths + residuals) * self._residual
-        packed = (_lowest_bits(slots) + 4) * _ROUNDOFF * (3 * largest + 1)
+        packed = (_lowest_bits(slots) + 4) * _ROUNDOFF * (3 * largest + 1e-5)
         # The last factor is for lengths, which are float32 sums too.
         return (rounded + sums + packed + _ROUNDOFF) * (1 + 4 * width * _ROUNDOFF)
 
@@ -223,7 +225,8 @@ def _lowest_bits(slots: int) -> int:
     return (1 << max(slots - 1, 1).bit_length()) - 1
 
 
-def _rounded(rows, mean, dtype):
+@partial(jax.jit, static_argnames="dtype")
+def _rounded(rows, mean, *, dtype):
     """Rows less the mean in `dtype`, their lengths, and bounds on what was lost."""
     rows = rows - mean
     if dtype == jnp.bfloat16:
@@ -234,13 +237,6 @@ def _rounded(rows, mean, dtype):
     lengths = jnp.linalg.norm(kept, axis=-1)
     residuals = jnp.linalg.norm(rows - kept, axis=-1) + _ROUNDOFF * lengths
     return kept.astype(dtype), lengths, residuals
-
-
-@partial(jax.jit, static_argnames="dtype")
-def _rounded_rows(rows, mean, *, dtype):
-    kept, lengths, residuals = _rounded(rows, mean, dtype)
-    along = jnp.matmul(rows, mean, precision=lax.Precision.HIGHEST)
-    return kept, along, lengths, residuals
 
 
 @partial(jax.jit, static_argnames=("groups", "places", "mesh"))
@@ -274,7 +270,7 @@ def _coarse_rows(
 ) -> Coarse:
     narrow = factors.dtype == jnp.uint16
     dtype = jnp.bfloat16 if narrow else jnp.float32
-    kept, lengths, residuals = _rounded(queries, mean, dtype)
+    kept, lengths, residuals = _rounded(queries, mean, dtype=dtype)
     # Positive float32 numbers are in the order of their bits, and whole numbers are
     # compared in fewer instructions.
     up = (1.01 * (lengths * length + largest_bias) + 1e-6)[:, None]

@@ -140,7 +140,7 @@ def test_coarse_similarities_are_within_the_bound(name, dtype):
     slots = -(-COUNT // 512)
     place = coarse.best.view(np.int32) & (4 - 1)
     exact, mean = rows.astype(np.float64), np.asarray(screen._mean, np.float64)
-    of_query = exact[:256] @ mean - mean @ mean
+    of_query = exact[:256] @ mean
     true = np.einsum("qd,qcd->qc", exact[:256], exact[place * 512 + coarse.groups])
     up = 1.01 * (coarse.lengths * screen._length + screen._largest_bias) + 1e-6
     off = np.abs(coarse.best - up[:, None] - true + of_query[:, None])
