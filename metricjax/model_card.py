@@ -86,6 +86,9 @@ def _data(results: Mapping) -> str:
         "validation": "held out of training; chose the parameters and the thresholds",
         "test": "tested on",
     }
+    if results.get("selected_on_test"):
+        del uses["validation"]
+        uses["test"] += "; chose the parameters"
     rows = [
         (use, f"{found[part]['classes']:,}", f"{found[part]['images']:,}")
         for part, use in uses.items()
@@ -142,6 +145,11 @@ def _metrics(results: Mapping, trained: Trained) -> str:
     floor = results.get("floor")
     if floor is not None:
         said += f" Raw pixels, without any network, reach Recall@1 {floor:.4f}."
+    if results.get("selected_on_test"):
+        warning = (
+            "The parameters were chosen on the test classes: all this is too good."
+        )
+        said = f"**{warning}** {said}"
     return "\n\n".join(filter(None, [_table(("", *columns), rows), said]))
 
 

@@ -148,6 +148,15 @@ def test_the_numbers_of_the_card_are_those_of_the_run(trained):
     assert str(trained.config.data.root) not in card  # a place on one machine
 
 
+def test_a_card_says_what_was_chosen_on_the_test_classes(trained):
+    results = trained.results | {"selected_on_test": True}
+    card = model_card.render(
+        dataclasses.replace(trained, results=results), "a", "stablehlo", ["cpu"], 0.0
+    )
+    assert "chosen on the test classes: this is too good" in card
+    assert "held out of training" not in card
+
+
 def test_a_card_of_a_run_that_recorded_less(trained):
     results = {"dataset": {"train": {"classes": 4, "images": 24}}}
     card = model_card.render(

@@ -74,6 +74,12 @@ def test_a_single_class_is_a_note_and_no_error(held_out, test):
         assert "test" not in studies[0].table.columns[-1]
 
 
+def test_without_held_out_classes_the_test_classes_do_not_take_their_place():
+    results, studies = of_run(None, embedded(30))
+    assert results["thresholds"] == [] and studies == []
+    assert "no classes were held out" in results["verification"]["notes"][0]
+
+
 def test_of_many_images_those_of_whole_classes_are_compared(monkeypatch):
     monkeypatch.setattr(thresholds, "_COMPARED", 100)
     results, _ = of_run(embedded(25), embedded(30, seed=1))
