@@ -146,9 +146,7 @@ def _metrics(results: Mapping, trained: Trained) -> str:
     if floor is not None:
         said += f" Raw pixels, without any network, reach Recall@1 {floor:.4f}."
     if results.get("selected_on_test"):
-        warning = (
-            "The parameters were chosen on the test classes: all this is too good."
-        )
+        warning = "The parameters were chosen on the test classes: this is too good."
         said = f"**{warning}** {said}"
     return "\n\n".join(filter(None, [_table(("", *columns), rows), said]))
 

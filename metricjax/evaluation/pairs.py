@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
 from metricjax.evaluation.labels import checked_labels
-from metricjax.evaluation.neighbors import unit_rows
+from metricjax.evaluation.rows import unit_rows
 
 TILE = 1024
 """Rows and columns of the pairs that are compared at a time."""
