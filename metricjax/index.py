@@ -22,7 +22,7 @@ from metricjax.data.collections import open_collection
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.data.places import locked
 from metricjax.embedding import Embedded
-from metricjax.errors import InputError, suggestion
+from metricjax.errors import InputError, disk_errors, suggestion
 from metricjax.evaluation.neighbors import unit_rows
 from metricjax.growing import Growing
 from metricjax.trained import Trained
@@ -236,7 +236,8 @@ class _Keeper:
         keys = growing.keys_of(self.split)
         known = _Known.read(directory / "index.npz", self.trained.identity)
         if not known.has_all(keys):
-            directory.mkdir(parents=True, exist_ok=True)
+            with disk_errors(directory):
+                directory.mkdir(parents=True, exist_ok=True)
             other = "Another process embeds this gallery just now: wait until it ends."
             with locked(directory, other):
                 known = self._extended(known, keys, directory)

@@ -227,16 +227,22 @@ def _table(answer: dict[str, Any]) -> str:
     neighbours = answer["neighbours"]
     classes = [_shortened(neighbour["class"]) for neighbour in neighbours]
     width = max(map(len, classes), default=0)
-    lines = [answer["query"]]
+    lines = [_plain(answer["query"])]
     for neighbour, name in zip(neighbours, classes, strict=True):
         name = f"{name:{width}}  " if width else ""
         start = f"{neighbour['rank']:4}  {neighbour['similarity']:7.4f}  "
-        lines.append(f"{start}{name}{neighbour['path']}")
-    return "\n".join(lines) if neighbours else f"{answer['query']}\n      none"
+        lines.append(f"{start}{name}{_plain(neighbour['path'])}")
+    return "\n".join(lines if neighbours else [*lines, "      none"])
 
 
 def _shortened(text: str) -> str:
+    text = _plain(text)
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+def _plain(text: str) -> str:
+    """A name on one line of a terminal, whatever a file is called."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """`python -m metricjax.search`: tables, JSON, a page, and what is refused."""
 
+import errno
 import json
+import os
 import re
 import shutil
 
@@ -10,6 +12,8 @@ from PIL import Image
 
 from metricjax import embed, program_cache
 from metricjax.data.collections import open_collection
+from metricjax.errors import disk_errors
+from metricjax.growing import Growing
 from metricjax.search import USAGE, main
 from metricjax.trained import Trained
 
@@ -206,3 +210,37 @@ def test_a_gallery_that_may_not_be_written(place, capsys):
     before = sorted((place / "locked").iterdir())
     out, _ = search(capsys, "--gallery", "locked", "shapes/class01/2.png", "--top", 1)
     assert "2.png" in out and sorted((place / "locked").iterdir()) == before
+
+
+def test_names_of_any_letters(place, capsys):
+    odd = place / "odd" / "a\nb"
+    odd.mkdir(parents=True)
+    for name in ("1\udcff.png", "\x1b[31m.png", "猫.png"):
+        shutil.copy(place / "shapes" / "class01" / "0.png", odd / name)
+    out, _ = search(capsys, "--gallery", "odd", odd, "--html", "a.html")
+    lines = out.splitlines()
+    assert len(lines) == 3 * 5 - 1 and all(line.isprintable() for line in lines)
+    assert any(line.endswith("a�b/猫.png") for line in lines)
+    assert (place / "a.html").read_bytes().decode("utf-8").count("data:image") == 12
+    assert json.loads(search(capsys, "--gallery", "odd", odd, "--json").out)
+
+
+def test_the_disk_gets_full(place, capsys, monkeypatch):
+    """While the gallery is embedded: a sentence, and the next start goes on."""
+    cut = Growing.append
+
+    def append(self, embedded):
+        if self.count == 32:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        cut(self, embedded)
+
+    def full(self, embedded):
+        with disk_errors(self.directory):
+            append(self, embedded)
+
+    arguments = ["--gallery", "shapes", "shapes/class01/0.png", "--index", "kept"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Growing, "append", full)
+        words = refuse(capsys, *arguments)
+    assert "unfinished: the disk is full; free some space" in words
+    assert "Going on after 32 images." in search(capsys, *arguments).err
