@@ -4,31 +4,23 @@ What is kept is found by content: an image is embedded again if its name, size, 
 change or checksum is another one, and all are if the model is.
 """
 
-import hashlib
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from metricjax import growing, program_cache, vectors
+from metricjax import growing, keeping, vectors
 from metricjax.data.collections import open_collection
 from metricjax.data.datasets import Split, UnreadableImage
-from metricjax.data.places import locked
-from metricjax.embedding import Embedded
-from metricjax.errors import InputError, disk_errors, suggestion
+from metricjax.errors import InputError, suggestion
 from metricjax.evaluation.neighbors import unit_rows
-from metricjax.growing import Growing
+from metricjax.keeping import Keeper
 from metricjax.trained import Trained
-from metricjax.workdir import written_whole
 
-_LIMIT = 8 * 2**30  # bytes of all indexes; what was not used for longest goes first
 _BLOCK = 1 << 26  # similarities that are held at a time
 
 
@@ -106,22 +98,23 @@ class Index:
           InputError: there is no image that can be decoded, the file was made by
             another model, or the disk is full.
         """
-        home = _home() if directory is None else directory
+        home = keeping.home() if directory is None else directory
         place = [os.path.realpath(source) if source else None, name, part, cropped]
-        own = None if home is None else home / _name(trained.identity, place)
+        own = None if home is None else home / keeping.name_of(trained.identity, place)
         if name is None and str(source).lower().endswith(vectors.SUFFIXES):
             return cls._of_file(trained, Path(source).expanduser(), own)
         split = open_images(
             trained, source, name=name, part=part, cropped=cropped, say=say
         )
-        keeper = _Keeper(trained, split, threads, say, progress)
+        keeper = Keeper(trained, split, threads, say, progress)
         if own is None:
             say("The cache directory cannot be written, so the index is not kept.")
             with tempfile.TemporaryDirectory(prefix="metricjax-") as scratch:
                 embedded = keeper.embedded(Path(scratch))
         else:
             embedded = keeper.embedded(own)
-            _prune(home)
+            if directory is None:  # A directory that was named is its owner's to clear.
+                keeping.prune(home)
         unreadable = growing.unreadable(split, embedded.valid)
         if unreadable:
             say(f"{unreadable}; they are never found.")
@@ -220,152 +213,3 @@ def _largest(values: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " k
     equal = np.flatnonzero(values == least)[: count - len(above)]
     places = np.concatenate([above, equal])
     return places[np.lexsort((places, -values[places]))]
-
-
-@dataclass(frozen=True)
-class _Keeper:
-    """Embeds a gallery into a directory, or finds there what is embedded already."""
-
-    trained: Trained
-    split: Split
-    threads: int | None
-    say: Callable[[str], None]
-    progress: Callable[[int, int], None]
-
-    def embedded(self, directory: Path) -> Embedded:
-        keys = growing.keys_of(self.split)
-        known = _Known.read(directory / "index.npz", self.trained.identity)
-        if not known.has_all(keys):
-            with disk_errors(directory):
-                directory.mkdir(parents=True, exist_ok=True)
-            other = "Another process embeds this gallery just now: wait until it ends."
-            with locked(directory, other):
-                known = self._extended(known, keys, directory)
-        with suppress(OSError):
-            os.utime(directory / "index.npz")
-        return known.of(keys)
-
-    def _extended(self, known: "_Known", keys: np.ndarray, directory: Path) -> "_Known":
-        """What is known, and the embeddings of all images that were not."""
-        unfinished, model = directory / "unfinished", self.trained.identity
-        left = Growing.found(unfinished)
-        fresh = known.lacking(keys)
-        if left is not None and left.is_of(model, keys[fresh]):
-            self.say(f"Going on after {left.count:,} images.")
-        elif left is not None and left.model == model:
-            # The gallery has changed since: keep what was made for what it was.
-            known = known.joined(left.keys[: left.count], left.embedded)
-            known.write(directory / "index.npz")
-            left, fresh = None, known.lacking(keys)
-        else:
-            left = None
-        if len(fresh):
-            of = "" if len(fresh) == len(keys) else f" of {len(keys):,} that are new"
-            self.say(f"Embedding {len(fresh):,} images{of}.")
-            width = self.trained.width
-            left = left or Growing.begun(unfinished, model, keys[fresh], width)
-            growing.fill(
-                left,
-                self.trained,
-                self.split.subset(fresh),
-                threads=self.threads,
-                progress=self.progress,
-            )
-            known = known.joined(left.keys, left.embedded)
-        known = _Known(model, keys, known.of(keys))
-        known.write(directory / "index.npz")
-        Growing(unfinished, model, keys, self.trained.width).remove()
-        return known
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Embeddings by the keys of their images, of one model."""
-
-    model: str
-    keys: np.ndarray
-    embedded: Embedded | None
-
-    @classmethod
-    def read(cls, path: Path, model: str) -> "_Known":
-        """What a file has of a model; nothing where there is none, or it is damaged."""
-        nothing = cls(model, np.zeros((0, 16), np.uint8), None)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                if str(file["model"]) != model:
-                    return nothing
-                found = Embedded(file["embeddings"], file["valid"])
-                return cls(model, file["keys"], found)
-        except Exception:  # On a damaged file nearly anything: then it is made anew.
-            return nothing
-
-    def write(self, path: Path) -> None:
-        with written_whole(path) as temporary, temporary.open("wb") as file:
-            np.savez(
-                file,
-                model=self.model,
-                keys=self.keys,
-                embeddings=self.embedded.embeddings,
-                valid=self.embedded.valid,
-            )
-
-    def has_all(self, keys: np.ndarray) -> bool:
-        return np.array_equal(self.keys, keys) or not len(self.lacking(keys))
-
-    def lacking(self, keys: np.ndarray) -> np.ndarray:
-        """The rows of `keys` that are not known, those of equal keys once."""
-        known, rows = self._rows, {}
-        for row, key in enumerate(map(bytes, keys)):
-            if key not in known:
-                rows.setdefault(key, row)
-        return np.array(list(rows.values()), np.int64)
-
-    def of(self, keys: np.ndarray) -> Embedded:
-        """The embeddings of images that are all known, in the order of their keys."""
-        if np.array_equal(self.keys, keys):
-            return self.embedded
-        known = self._rows
-        rows = np.array([known[key] for key in map(bytes, keys)])
-        return Embedded(self.embedded.embeddings[rows], self.embedded.valid[rows])
-
-    def joined(self, keys: np.ndarray, embedded: Embedded) -> "_Known":
-        parts = [embedded] if self.embedded is None else [self.embedded, embedded]
-        both = Embedded(
-            np.concatenate([part.embeddings for part in parts]),
-            np.concatenate([part.valid for part in parts]),
-        )
-        return _Known(self.model, np.concatenate([self.keys, keys]), both)
-
-    @property
-    def _rows(self) -> dict[bytes, int]:
-        return {key: row for row, key in enumerate(map(bytes, self.keys))}
-
-
-def _home() -> Path | None:
-    """Where indexes are kept by default; None where nothing can be written."""
-    try:
-        directory = program_cache.home() / "indexes"
-        directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # The latter where there is no home.
-        return None
-    return directory if os.access(directory, os.W_OK) else None
-
-
-def _name(model: str, place: list) -> str:
-    where = hashlib.sha256(json.dumps(place).encode()).hexdigest()
-    return f"{model[:16]}-{where[:16]}"
-
-
-def _prune(directory: Path) -> None:
-    """Remove the indexes that were not used for longest while all take too much."""
-    found = []
-    for own in directory.iterdir():
-        with suppress(OSError):
-            files = [path.stat() for path in own.iterdir()]
-            last = max(status.st_mtime for status in files)
-            found.append((last, sum(status.st_size for status in files), own))
-    total = 0
-    for _, size, own in sorted(found, reverse=True):
-        total += size
-        if total > _LIMIT and total > size:
-            shutil.rmtree(own, ignore_errors=True)

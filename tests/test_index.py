@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricjax import evaluation, growing, index, vectors
+from metricjax import evaluation, growing, index, keeping, vectors
 from metricjax.data.collections import open_collection
 from metricjax.errors import InputError
 from metricjax.index import Index
@@ -164,14 +164,17 @@ def test_where_it_is_kept(trained, gallery, tmp_path, monkeypatch):
 
 
 def test_old_indexes_make_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "_LIMIT", 25)
-    for age in range(4):
-        path = tmp_path / str(age) / "index.npz"
+    monkeypatch.setattr(keeping, "_LIMIT", 25)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_bytes(bytes(100))
+    names = [f"{age:016x}-{0:016x}" for age in range(4)]
+    for age, name in enumerate(names):
+        path = tmp_path / name / "index.npz"
         path.parent.mkdir()
         path.write_bytes(bytes(10))
         os.utime(path, (1000 - age, 1000 - age))
-    index._prune(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["0", "1"]
+    keeping.prune(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [*names[:2], "other"]
 
 
 def test_two_at_once(trained, gallery, tmp_path):
