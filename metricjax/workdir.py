@@ -110,13 +110,13 @@ def _differences(theirs, mine, path="") -> list[tuple[str, Any, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all, "?" where a name in it is not Unicode.
+    """Write a file whole or not at all.
 
     Raises:
       InputError: the disk is full.
     """
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -40,9 +40,11 @@ def render(
         }
         for answer, query, near in shown
     ]
-    return page.template("search_page.html").render(
+    text = page.template("search_page.html").render(
         title=title, rows=rows, left_out=len(answers) - len(rows)
     )
+    # Without what a file name may hold that is not Unicode.
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _picture(read: Callable[[], np.ndarray]) -> thumbnails.Thumbnail | None:
