@@ -13,11 +13,11 @@ squared distance inside the hinge and margin 1 summed over the learners, diverge
 margin and weight 1, batches of 64: 32 images at random, 16 of them with another image
 of their class and 16 with one of another class; the longer side scaled to 256, padded
 to a square, crops of 224, values as Caffe's models take them, layers of its own that
-start as Caffe's "xavier". It trains by SGD with momentum 0.9 at a rate that is not known;
-Adam at 1e-4 stands here, which does not hang on how large a sum over eight learners is:
-`--config.optimizer.method=sgd --config.optimizer.learning_rate=RATE`. Not certain of it:
-the number of steps, whether the loss runs over those 32 pairs, as here, or over all
-pairs of the batch: `--config.objective.terms.contrastive.among=all`.
+start as Caffe's "xavier". It trains by SGD with momentum 0.9 at a rate that is not
+known; Adam at 1e-4 stands here, which does not hang on how large a sum over eight
+learners is: `--config.optimizer.method=sgd --config.optimizer.learning_rate=RATE`. Not
+certain of it: the number of steps, whether the loss runs over those 32 pairs, as here,
+or over all pairs of the batch: `--config.objective.terms.contrastive.among=all`.
 """
 
 from metricjax.config import (
