@@ -121,9 +121,13 @@ def _broadcast(graph: Graph, params, output, value: Value) -> Value:
 
 def _reshape(graph: Graph, params, output, value: Value) -> Value:
     name = graph.full(value)
-    if params.get("dimensions") is not None:  # an order of the axes to take first
+    if params["dimensions"] is not None:  # an order of the axes to take first
         name = graph.transposed(name, params["dimensions"])
     return graph.made(graph.reshaped(name, output.shape), output)
+
+
+def _squeeze(graph: Graph, params, output, value: Value) -> Value:
+    return graph.made(graph.reshaped(graph.full(value), output.shape), output)
 
 
 def _transpose(graph: Graph, params, output, value: Value) -> Value:
@@ -170,7 +174,9 @@ def _gather(graph: Graph, params, output, value: Value, indices: Value) -> Value
     """At places that are known: a slice, and rows of it along one axis."""
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     starts, axis, rows = _places(numbers, indices.constant)
-    lows, highs = [0] * len(sizes), list(value.shape)
+    lows, highs = [0] * len(sizes), list(sizes)
+    if rows is not None:
+        highs[axis] = value.shape[axis]
     for along, start in starts.items():
         lows[along] = min(max(start, 0), value.shape[along] - sizes[along])
         highs[along] = lows[along] + sizes[along]
@@ -281,8 +287,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "stop_gradient": _same,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
-    "squeeze": _reshape,
-    "expand_dims": _reshape,
+    "squeeze": _squeeze,
+    "expand_dims": _squeeze,
     "transpose": _transpose,
     "slice": _slice,
     "rev": _reverse,

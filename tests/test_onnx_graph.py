@@ -86,6 +86,7 @@ OPERATIONS = {
     "parts": lambda x: jnp.concatenate(
         [x[:, 2:7:2, 1:], jnp.split(x, 3, axis=1)[0][:, :, 1:]], axis=1
     ),
+    "squeezed": lambda x: lax.squeeze(lax.slice_in_dim(x, 2, 3, axis=2), (2,)),
     "one_row": lambda x: x[:, 3],
     "padded": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 0), (0, 3))),
     "stacked": lambda x: jnp.stack([x, 2 * x], axis=-1),
