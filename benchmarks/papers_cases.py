@@ -1,0 +1,242 @@
+"""What the comparisons of the four papers consist of: settings, cases, claims."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from metricjax.config import default_config, terms
+
+# Numbers of an embedding: 1, 2, 3 and 8 parts share it equally.
+DIM = 192
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train.
+
+    Attributes:
+      name: what the table calls it.
+      settings: of the config, by dotted name, where it differs from the data set's.
+      losses: of the objective, by name, with their settings.
+      without: data sets that it makes no sense on.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says: `better` is above `worse`; both are names of cases."""
+
+    better: str
+    worse: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cases that are compared, all at equal steps, batches and embedding lengths."""
+
+    title: str
+    cases: tuple[Case, ...]
+    claims: tuple[Claim, ...]
+
+    def case(self, name: str) -> Case:
+        return next(case for case in self.cases if case.name == name)
+
+
+def _cgd(name, descriptors, losses, **settings):
+    settings = {f"model.{key}": value for key, value in settings.items()}
+    return Case(name, {"model.descriptors": descriptors, **settings}, losses)
+
+
+_RANK = {"triplet": {"margin": 0.1}}
+_BOTH = {**_RANK, "softmax": {"temperature": 0.5, "label_smoothing": 0.1}}
+
+
+def _with_classifier(temperature, smoothing):
+    softmax = {"temperature": temperature, "label_smoothing": smoothing}
+    return {**_RANK, "softmax": softmax}
+
+
+_CGD = Table(
+    "CGD: descriptors, how they are combined, and the classifier",
+    (
+        *(
+            _cgd(letters, letters, _BOTH)
+            for letters in ("S", "M", "G", "SM", "SG", "MG", "SMG")
+        ),
+        _cgd("SG, A", "SG", _BOTH, architecture="A"),
+        _cgd("SG, B", "SG", _BOTH, architecture="B"),
+        _cgd("SG, sum", "SG", _BOTH, combine="sum"),
+        _cgd("SG, ranking alone", "SG", _RANK),
+        _cgd("SG, classifier", "SG", _with_classifier(1.0, 0.0)),
+        _cgd("SG, temperature", "SG", _with_classifier(0.5, 0.0)),
+        _cgd("SG, smoothing", "SG", _with_classifier(1.0, 0.1)),
+    ),
+    (
+        *(
+            Claim(pair, letter, "several descriptors above one")
+            for pair in ("SM", "SG", "MG")
+            for letter in pair
+        ),
+        Claim("SG", "SG, B", "C above B"),
+        Claim("SG, B", "SG, A", "B above A"),
+        Claim("SG", "SG, sum", "concatenation above the sum"),
+        Claim("SG, classifier", "SG, ranking alone", "a classifier helps"),
+        Claim("SG", "SG, temperature", "both tricks above temperature alone"),
+        Claim("SG", "SG, smoothing", "both tricks above smoothing alone"),
+        Claim("SG, temperature", "SG, classifier", "temperature helps"),
+        Claim("SG, smoothing", "SG, classifier", "smoothing helps"),
+    ),
+)
+
+
+def _abe(name, learners, divergence=1.0, head="abe", **settings):
+    losses = {"contrastive": {"among": "adjacent"}}
+    if learners > 1 and divergence:
+        losses["divergence"] = {"weight": divergence}
+    about = {"model.head": head, "model.learners": learners, "sampler": "pairs"}
+    return Case(name, about | settings, losses)
+
+
+_LAMBDAS = (0.1, 0.5, 5.0, 10.0, 50.0, 100.0)
+_ABE = Table(
+    "ABE: learners, heads, divergence, where the network branches",
+    (
+        *(_abe(f"ABE-{m}", m) for m in (1, 2, 4, 8)),
+        *(_abe(f"{m} heads", m, 0.0, "m_heads") for m in (1, 2, 4, 8)),
+        _abe("ABE-8, no divergence", 8, 0.0),
+        _abe("8 heads, divergence", 8, 1.0, "m_heads"),
+        *(_abe(f"ABE-8, lambda {value:g}", 8, value) for value in _LAMBDAS),
+        _abe("ABE-8, behind stem", 8, **{"model.branch_after": "stem"}),
+        _abe("ABE-8, behind stage1", 8, **{"model.branch_after": "stage1"}),
+        _abe("ABE-8, attention of 2", 8, **{"model.attention_blocks": 2}),
+    ),
+    (
+        Claim("ABE-8", "ABE-1", "eight learners above one"),
+        Claim("ABE-4", "ABE-1", "four learners above one"),
+        Claim("ABE-8", "8 heads", "attention above heads (Table 1)"),
+        Claim("8 heads", "1 heads", "eight heads above one (Table 1)"),
+        Claim("ABE-8", "ABE-8, no divergence", "divergence is needed (Table 2)"),
+        Claim("ABE-8", "ABE-8, lambda 0.1", "lambda of 1 above 0.1 (Fig. 7 c)"),
+    ),
+)
+
+
+def _hpl(name, base, weight=0.1, **settings):
+    about = {"base": base, "level_weights": (1.0, weight)}
+    about |= {"warmup": 100, "every": 50, "scale": 16.0, "clusters": (10,)} | settings
+    return Case(name, {"sampler": "images"}, {"hierarchical_proxy": about})
+
+
+def _flat(name, loss, **settings):
+    return Case(name, {"sampler": "images"}, {loss: settings})
+
+
+_BASES = {"NCA": "proxy_nca", "PA": "proxy_anchor"}
+_HPL = Table(
+    "HPL: a hierarchy over proxies",
+    (
+        _flat("NCA", "proxy_nca"),
+        _flat("PA", "proxy_anchor", scale=16.0),
+        *(
+            case
+            for short, base in _BASES.items()
+            for case in (
+                *(
+                    _hpl(f"HPL-{short}, w1 {weight:g}", base, weight)
+                    for weight in (0.03, 0.1, 0.3, 1.0)
+                ),
+                *(
+                    _hpl(f"HPL-{short}, {k} groups", base, clusters=(k,))
+                    for k in (3, 20)
+                ),
+                _hpl(f"HPL-{short}, categories", base, hierarchy="category", every=0),
+            )
+        ),
+    ),
+    tuple(
+        claim
+        for short in _BASES
+        for claim in (
+            Claim(f"HPL-{short}, w1 0.1", short, "a hierarchy helps"),
+            Claim(
+                f"HPL-{short}, w1 0.1",
+                f"HPL-{short}, w1 1",
+                "w1 of 0.1 above 1 (Fig. 5)",
+            ),
+        )
+    ),
+)
+
+_EXPANDED = {
+    "triplet": ("triplet", {"mining": "all", "squared": True, "margin": 0.2}),
+    "hphn_triplet": ("triplet", {"mining": "hard", "margin": 0.1}),
+    "n_pair": ("n_pair", {"l2_weight": 0.001}),
+    "lifted_structure": ("lifted_structure", {}),
+    "multi_similarity": ("multi_similarity", {}),
+}
+
+
+def _ee(kind):
+    """The base, and expansion with several numbers of points, of one loss."""
+    base, settings = _EXPANDED[kind]
+    about = {"sampler": "distinct"}
+    if kind == "n_pair":  # two images of a class are all that it looks at
+        about |= {"instances_per_class": 2, "optimizer.learning_rate": 1e-3}
+    kept = {k: v for k, v in settings.items() if k not in ("mining", "squared")}
+    yield Case(kind, about, {base: settings})
+    for points in (0, 1, 2, 4, 8):
+        losses = {f"ee_{kind}": kept | {"points": points}}
+        yield Case(f"EE {kind}, {points} points", about, losses)
+    losses = {f"ee_{kind}": kept | {"points": 2, "normalize": kind == "n_pair"}}
+    yield Case(f"EE {kind}, 2 points, other length", about, losses)
+
+
+_EE = Table(
+    "EE: points between the images of a pair",
+    tuple(case for kind in _EXPANDED for case in _ee(kind)),
+    tuple(
+        Claim(f"EE {kind}, 2 points", kind, "expansion helps (Table)")
+        for kind in _EXPANDED
+    ),
+)
+
+TABLES = {"cgd": _CGD, "abe": _ABE, "hpl": _HPL, "ee": _EE}
+DATA = ("omniglot", "grocery")
+
+
+def config_of(table: str, name: str, data: str):
+    """The config of a case on a data set, as config files give it."""
+    case = TABLES[table].case(name)
+    config = default_config()
+    config.batch_size = 64
+    config.instances_per_class = 4
+    config.steps = 400
+    config.eval_every = 100
+    config.checkpoint_every = 400
+    config.data.name = "packed" if data == "grocery" else "folder"
+    config.data.transform.image_size = 28 if data == "omniglot" else 64
+    config.data.transform.channels = 1 if data == "omniglot" else 3
+    config.data.transform.recipe = "affine" if data == "omniglot" else "resize_crop"
+    config.model.backbone = "convnet"
+    config.model.widths = (32, 64, 128, 128)
+    config.model.descriptors = "S"
+    config.model.dim = DIM
+    config.optimizer.method = "adamw"
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 1e-4
+    config.objective.terms = terms(**case.losses)
+    for setting, value in case.settings.items():
+        *groups, last = setting.split(".")
+        place = config
+        for group in groups:
+            place = place[group]
+        place[last] = value
+    return config
