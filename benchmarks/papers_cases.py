@@ -18,13 +18,11 @@ class Case:
       name: what the table calls it.
       settings: of the config, by dotted name, where it differs from the data set's.
       losses: of the objective, by name, with their settings.
-      without: data sets that it makes no sense on.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
