@@ -1,6 +1,6 @@
 """A split's embeddings seen from every image: what the explorer shows.
 
-Neighbours of every image, where the first right one stands, and maps; `comparisons` has
+Neighbours of every image, where the first right one stands, and maps; `likeness` has
 what is known of pairs. Arrays only; `reports.explorer` makes a page of them.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from metricjax import comparisons, layouts
+from metricjax import layouts, likeness
 from metricjax.data.datasets import Split
 from metricjax.embedding import Embedded
 from metricjax.evaluation import neighbors
@@ -58,7 +58,7 @@ def explore(
     similarities, nearest = walks(embedded, gallery)
     rank, right, right_similarity = first_right(embedded, labels, gallery, nearest)
     queries = np.asarray(per_query["query"])
-    found = comparisons.confusions(labels, queries, nearest[:, 0])
+    found = likeness.confusions(labels, queries, nearest[:, 0])
     right_at_once = per_query.get(
         "recall@1", labels[nearest[queries, 0]] == labels[queries]
     )
@@ -80,8 +80,8 @@ def explore(
         right=right,
         right_similarity=right_similarity,
         confusions=found,
-        histogram=comparisons.pair_histogram(embedded, labels, gallery, seed),
-        heat=comparisons.heat(embedded, labels, found),
+        histogram=likeness.pair_histogram(embedded, labels, gallery, seed),
+        heat=likeness.heat(embedded, labels, found),
         maps=_maps(embedded, nearest, similarities, seed, tsne),
     )
 

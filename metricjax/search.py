@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metricjax import gallery_options
 from metricjax.arguments import Parser, answer
 from metricjax.errors import InputError
 from metricjax.progress import progress_bar
@@ -66,16 +67,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("run")
     parser.add_argument("queries", nargs="*")
     parser.add_argument("--top", type=int, default=10)
-    parser.add_argument("--threads", type=int)
-    for option in ("gallery", "category", "html", "images", "name", "part", "index"):
+    gallery_options.add(parser)
+    for option in ("category", "html"):
         parser.add_argument(f"--{option}")
-    for flag in ("json", "approximate", "cropped"):
+    for flag in ("json", "approximate"):
         parser.add_argument(f"--{flag}", action="store_true")
     options = parser.parse_intermixed_args(arguments)
     if not options.queries:
         raise InputError("No query is named: give an image, or a directory of some.")
-    if options.top < 1 or (options.threads is not None and options.threads < 1):
-        raise InputError("--top and --threads must be 1 or more.")
+    if options.top < 1:
+        raise InputError(f"--top is {options.top}: it must be 1 or more.")
     if options.approximate and options.category:
         raise InputError(
             "--approximate searches the whole gallery: leave out --category, or search "
@@ -83,33 +84,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         )
     if options.html and not Path(options.html).expanduser().parent.is_dir():
         raise InputError(f"--html {options.html}: there is no such directory: make it.")
-    if options.gallery is None and options.name is None and options.part is None:
-        options.part = "test"
+    gallery_options.check(options)
     return options
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import index, program_cache
+    from metricjax import program_cache
     from metricjax.trained import Trained
 
     say = partial(print, file=sys.stderr, flush=True)
     program_cache.use()
     trained = Trained.open(options.run)
-    with progress_bar("embedding") as progress:
-        gallery = index.Index.open(
-            trained,
-            options.gallery,
-            name=options.name,
-            part=options.part,
-            cropped=options.cropped,
-            directory=options.index and Path(options.index).expanduser(),
-            threads=options.threads,
-            say=say,
-            progress=progress,
-        )
-    if options.images:
-        pictures = index.open_images(trained, options.images, say=say)
-        gallery = gallery.with_images(pictures)
+    gallery = gallery_options.open_index(options, trained, say)
     names, images, embeddings = _queries(options, trained, say)
     similarities, rows = _nearest(options, gallery, embeddings, say)
     answers = [

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from metricjax import gallery_options
 from metricjax.arguments import Parser, answer
 from metricjax.errors import InputError
-from metricjax.progress import progress_bar
 
 USAGE = """\
 metricjax: a web page that finds the pictures most like yours.
@@ -54,20 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser()
     parser.add_argument("run")
-    for option in ("gallery", "images", "name", "part", "index"):
-        parser.add_argument(f"--{option}")
-    parser.add_argument("--cropped", action="store_true")
+    gallery_options.add(parser)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--threads", type=int)
     options = parser.parse_args(arguments)
     if not 0 <= options.port < 2**16:
         raise InputError(f"--port is {options.port}: it must be 0 to 65535.")
-    if options.batch < 1 or (options.threads is not None and options.threads < 1):
-        raise InputError("--batch and --threads must be 1 or more.")
-    if options.gallery is None and options.name is None and options.part is None:
-        options.part = "test"
+    if options.batch < 1:
+        raise InputError(f"--batch is {options.batch}: it must be 1 or more.")
+    gallery_options.check(options)
     return options
 
 
@@ -98,7 +94,6 @@ def _run(options: argparse.Namespace) -> int:
 def _application(options: argparse.Namespace, is_local: bool, say):
     """The index, the model and their routes; what takes long is said."""
     from metricjax import program_cache
-    from metricjax.index import Index, open_images
     from metricjax.serving import application, guard, searching, uploads
     from metricjax.serving.batches import Batches
     from metricjax.serving.catalog import Catalog, Threshold
@@ -106,20 +101,7 @@ def _application(options: argparse.Namespace, is_local: bool, say):
 
     program_cache.use()
     trained = Trained.open(options.run)
-    with progress_bar("embedding") as progress:
-        index = Index.open(
-            trained,
-            options.gallery,
-            name=options.name,
-            part=options.part,
-            cropped=options.cropped,
-            directory=options.index and Path(options.index).expanduser(),
-            threads=options.threads,
-            say=say,
-            progress=progress,
-        )
-    if options.images:
-        index = index.with_images(open_images(trained, options.images, say=say))
+    index = gallery_options.open_index(options, trained, say)
     pages = {name: Path(options.run) / name for name in application.PAGES}
     pages = {name: path for name, path in pages.items() if path.is_file()}
     is_own = options.gallery is None and options.name is None

@@ -90,7 +90,7 @@ def test_the_pages_of_the_run(running):
         (["--port", "0"], "run; see --help"),
         (["RUN", "--port", "65536"], "--port is 65536: it must be 0 to 65535"),
         (["RUN", "--port", "http"], "--port"),
-        (["RUN", "--batch", "0"], "--batch and --threads must be 1 or more"),
+        (["RUN", "--batch", "0"], "--batch is 0: it must be 1 or more"),
         (["RUN", "--host", "203.0.113.7", "--port", "0"], "--host 203.0.113.7"),
         (["RUN", "--colour", "red"], "--colour"),
         (["nowhere", "--port", "0"], "nowhere"),

@@ -1,0 +1,52 @@
+"""The gallery that `search` and `serve` are told of: its options, and its index."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metricjax.errors import InputError
+from metricjax.progress import progress_bar
+
+if TYPE_CHECKING:
+    from metricjax.index import Index
+    from metricjax.trained import Trained
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The options that name a gallery and say how it is read and kept."""
+    for option in ("gallery", "images", "name", "part", "index"):
+        parser.add_argument(f"--{option}")
+    parser.add_argument("--cropped", action="store_true")
+    parser.add_argument("--threads", type=int)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise `InputError` for what cannot be; no gallery is the run's test images."""
+    if options.threads is not None and options.threads < 1:
+        raise InputError("--threads must be 1 or more.")
+    if options.gallery is None and options.name is None and options.part is None:
+        options.part = "test"
+
+
+def open_index(
+    options: argparse.Namespace, trained: "Trained", say: Callable[[str], None]
+) -> "Index":
+    """The gallery's index, embedded with a progress bar as far as it is new."""
+    from metricjax.index import Index, open_images
+
+    with progress_bar("embedding") as progress:
+        index = Index.open(
+            trained,
+            options.gallery,
+            name=options.name,
+            part=options.part,
+            cropped=options.cropped,
+            directory=options.index and Path(options.index).expanduser(),
+            threads=options.threads,
+            say=say,
+            progress=progress,
+        )
+    if options.images:
+        index = index.with_images(open_images(trained, options.images, say=say))
+    return index
