@@ -8,7 +8,9 @@ import hashlib
 import logging
 import shutil
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -21,10 +23,24 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from metricjax import agreement
-from metricjax.errors import disk_errors
+from metricjax.errors import InputError, disk_errors
 from metricjax.mesh import to_host
 
 _KEPT = 2
+
+
+@contextmanager
+def _writing(directory: Path) -> Iterator[None]:
+    """A full disk as one sentence, and nothing behind it."""
+    try:
+        with disk_errors(directory):
+            yield
+    except InputError:
+        # What orbax was still to write is dropped, of which Python warns as it ends.
+        warnings.filterwarnings(
+            "ignore", "coroutine .* was never awaited", RuntimeWarning
+        )
+        raise
 
 
 def digest(tree: Any) -> str:
@@ -89,7 +105,7 @@ class Checkpoints:
         Raises:
           InputError: the disk is full; earlier checkpoints are untouched.
         """
-        with disk_errors(self._directory):
+        with _writing(self._directory):
             host = to_host(state)
             self._manager.save(
                 step,
@@ -150,12 +166,12 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until what was saved is written."""
-        with disk_errors(self._directory):
+        with _writing(self._directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for the last write and let go of the directory."""
-        with disk_errors(self._directory):
+        with _writing(self._directory):
             self._manager.close()
 
     def _steps(self) -> list[int]:

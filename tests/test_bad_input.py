@@ -144,7 +144,7 @@ def test_a_zip_that_is_none(refuse, tiny, tmp_path):
 def test_a_workdir_of_another_config(refuse, tiny, tmp_path):
     workdir = shutil.copytree(tiny.finished, tmp_path / "run")
     message = refuse("seed=5")
-    assert str(workdir) in message and "seed is 0 there and 5 now" in message
+    assert str(workdir) in message and "(seed: 0 -> 5)" in message
     assert "--workdir" in message
     (workdir / "config.json").write_text("{")
     assert str(workdir / "config.json") in refuse()

@@ -14,11 +14,11 @@ ON_A_HOST = """
 import json, sys
 import jax
 sys.path.insert(0, sys.argv[1])
-import test_hosts
+import test_retrieval_on_hosts
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 auto = (jax.sharding.AxisType.Auto,)
 mesh = jax.make_mesh((4,), ("data",), axis_types=auto, devices=jax.devices())
-print(json.dumps(test_hosts.judged(mesh)))
+print(json.dumps(test_retrieval_on_hosts.judged(mesh)))
 """
 
 
