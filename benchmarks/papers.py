@@ -3,20 +3,24 @@
     python benchmarks/papers.py TABLE --root DIR [--seeds 0,1,2] [--data grocery]
     python benchmarks/papers.py --report
 
-TABLE is cgd, abe, hpl or ee. DIR has omniglot.zip and grocery.zip, each images and a
-labels.csv (path,label,category,split); Grocery is packed at 72 pixels first. Every run
-is one of `python -m metricjax.main`, its best step chosen on held-out training classes.
-Stopped at any moment, the same command goes on; what is done stays in
-results/papers/TABLE.jsonl, one line a run. `--quick` trains 20 steps, to see that all
-runs; its lines are not kept. `--report` writes the tables anew from the lines.
+TABLE is cgd, abe, hpl or ee, or several by commas. DIR has omniglot.zip and
+grocery.zip, each images and a labels.csv (path,label,category,split). Every run trains
+as `python -m metricjax.main` does, its best step chosen on held-out training classes,
+and is judged on unseen ones; images are decoded once for all runs, and nothing but the
+metrics is kept. `--jobs` of them go at a time. Stopped at any moment, the same command
+goes on; what is done stands in results/papers/TABLE.jsonl, one line a run. `--quick`
+trains 20 steps, to see that all runs; its lines are not kept. `--report` writes the
+tables anew from the lines.
 """
 
 import argparse
 import functools
 import json
+import multiprocessing
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import harness
@@ -29,144 +33,146 @@ PACKED_SIDE = 72
 
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("table", nargs="?", choices=papers_cases.TABLES)
+    parser.add_argument("table", nargs="?", help=", ".join(papers_cases.TABLES))
     parser.add_argument("--root", type=Path, default=Path("."))
     parser.add_argument("--data", default=",".join(papers_cases.DATA))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--cases", help="names, by semicolons; default: all")
-    parser.add_argument("--runs", type=Path, default=Path("runs/papers"))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--packed", type=Path, default=Path("runs/papers"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args(arguments)
-    if not options.table and not options.report:
-        parser.error("name a table, or --report")
+    options.tables = options.table.split(",") if options.table else []
+    unknown = set(options.tables) - papers_cases.TABLES.keys()
+    if unknown or not (options.tables or options.report):
+        parser.error(f"name tables of {', '.join(papers_cases.TABLES)}, or --report")
     return options
 
 
 def planned(options):
-    """(data, seed, case) of all runs: all cases of a seed before the next."""
+    """(table, data, seed, case) of all runs: all of a seed before the next."""
     names = options.cases.split(";") if options.cases else None
-    for data in options.data.split(","):
-        for seed in map(int, options.seeds.split(",")):
-            for case in papers_cases.TABLES[options.table].cases:
-                if names is None or case.name in names:
-                    yield data, seed, case.name
+    for seed in map(int, options.seeds.split(",")):
+        for data in options.data.split(","):
+            for table in options.tables:
+                for case in papers_cases.TABLES[table].cases:
+                    if names is None or case.name in names:
+                        yield table, data, seed, case.name
 
 
-def source(data, options):
-    """Where a data set is, packed first where that pays."""
-    archive = options.root / f"{data}.zip"
-    if not archive.exists():
-        sys.exit(f"{archive} is missing: name its directory with --root.")
-    if data != "grocery":
-        return archive
-    packed = options.runs / f"{data}_{PACKED_SIDE}"
-    _child(
-        [str(archive), "--out", str(packed), "--short-side", str(PACKED_SIDE)],
-        options.runs / "prepare.log",
-        "prepare",
-    )
-    return packed
+def main(arguments=None):
+    options = parse(arguments)
+    if options.tables:
+        _run_all(options)
+    if not options.quick:
+        papers_report.write(options.out)
 
 
-def run(table, data, seed, name, root, options):
-    """Train one case; the line that tells of it."""
-    workdir = options.runs / table / data / name.replace(" ", "_") / f"seed{seed}"
-    config = Path(__file__).with_name("papers_config.py")
-    overrides = {"seed": seed, "data.root": root, "data.threads": 2}
-    if options.quick:
-        overrides |= {"steps": 20, "eval_every": 10, "optimizer.warmup_steps": 2}
-    flags = ["--config", f"{config}:{table}/{name}/{data}", "--workdir", str(workdir)]
-    flags += [f"--config.{key}={value}" for key, value in overrides.items()]
-    began = time.time()
-    _child(flags, options.runs / "run.log", "main")
-    results = json.loads((workdir / "results.json").read_text())
-    history = (workdir / "metrics.jsonl").read_text().splitlines()
-    return {
-        "data": data,
-        "seed": seed,
-        "case": name,
-        "results": _kept(results),
-        "images_per_second": _speed(map(json.loads, history)),
-        "seconds": round(time.time() - began, 1),
-        "steps": results["steps"],
-        **_machine(),
+# What the workers, forks of this process, find decoded.
+_DATASETS = {}
+
+
+def _run_all(options):
+    from metricjax.progress import progress_bar
+
+    done = {
+        (path.stem, line["data"], line["seed"], line["case"])
+        for path in options.out.glob("*.jsonl")
+        if not options.quick
+        for line in papers_report.lines(path)
     }
+    runs = [one for one in planned(options) if one not in done]
+    for data in dict.fromkeys(data for _, data, _, _ in runs):
+        _DATASETS[data] = _opened(data, options)
+    print(f"{len(done)} runs are done, {len(runs)} to do, {options.jobs} at a time")
+    fork = multiprocessing.get_context("fork")
+    settling = fork.Value("i", 0), options.jobs
+    work = functools.partial(_line, steps=20 if options.quick else papers_cases.STEPS)
+    with (
+        fork.Pool(options.jobs, _settle, settling) as pool,
+        progress_bar("runs") as progress,
+    ):
+        for number, (table, line) in enumerate(pool.imap_unordered(work, runs), 1):
+            progress(number, len(runs))
+            recall = line["results"]["recall@1"]
+            print(f"{number}/{len(runs)} {line['data']} seed {line['seed']} "
+                  f"{line['case']}: Recall@1 {recall:.3f}, {line['seconds']} s",
+                  flush=True)  # fmt: skip
+            if not options.quick:
+                options.out.mkdir(parents=True, exist_ok=True)
+                with (options.out / f"{table}.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+
+
+def _opened(data, options):
+    """A data set's images, decoded; packed first where that makes them small."""
+    import papers_run
+
+    from metricjax import prepare
+    from metricjax.run import open_data
+
+    source = options.root / f"{data}.zip"
+    if not source.exists():
+        sys.exit(f"{source} is missing: name its directory with --root.")
+    if data == "grocery":
+        packed = options.packed / f"{data}_{PACKED_SIDE}"
+        arguments = [source, "--out", packed, "--short-side", PACKED_SIDE]
+        if prepare.main([str(argument) for argument in arguments]):
+            sys.exit(f"{source} could not be packed.")
+        source = packed
+    any_case = papers_cases.TABLES["cgd"].cases[0].name
+    return papers_run.in_memory(open_data(_config("cgd", any_case, data, source)))
+
+
+def _config(table, name, data, root=None, **settings):
+    from metricjax.config import from_config_dict
+
+    config = from_config_dict(papers_cases.config_of(table, name, data))
+    config = replace(config, data=replace(config.data, root=root and str(root)))
+    return replace(config, **settings)
+
+
+def _settle(counter, jobs):
+    """A worker begins: it gets a processor of its own where there are several."""
+    with counter.get_lock():
+        number, counter.value = counter.value, counter.value + 1
+    processors = sorted(os.sched_getaffinity(0))
+    if 1 < jobs <= len(processors):
+        os.sched_setaffinity(0, processors[number::jobs])
+    from metricjax import program_cache
+
+    program_cache.use()
+
+
+def _line(planned, steps):
+    """Train one case; the table, and the line that tells of it."""
+    import papers_run
+
+    table, data, seed, name = planned
+    case, began = papers_cases.TABLES[table].case(name), time.time()
+    config = _config(table, name, data, seed=seed, steps=steps)
+    if steps < papers_cases.STEPS:
+        rates = replace(config.optimizer, warmup_steps=2)
+        config = replace(config, optimizer=rates, eval_every=10)
+    results = papers_run.trained(config, _DATASETS[data], case.networks)
+    if case is papers_cases.TABLES[table].cases[0]:
+        results["floor"] = papers_run.pixels(config, _DATASETS[data])
+    seconds = round(time.time() - began, 1)
+    return table, {
+        "data": data, "seed": seed, "case": name, "results": results,
+        "seconds": seconds, "steps": steps, **_machine(),
+    }  # fmt: skip
 
 
 @functools.cache
 def _machine():
     found = harness.machine(" ".join(sys.argv))
-    return {"commit": found["commit"], "machine": found["cpu"]}
-
-
-def _kept(results):
-    """What the tables need."""
-    names = ("map@r", "r_precision", "recall@1", "recall@2", "recall@4", "recall@8")
-    kept = {name: results[name] for name in names}
-    kept |= {"intervals": {n: results["intervals"][n] for n in names}}
-    for name in ("learners", "floor", "selected_step"):
-        if name in results:
-            kept[name] = results[name]
-    kept["validation"] = results["validation"].get("map@r")
-    kept["untrained"] = results["untrained"]["recall@1"]
-    return kept
-
-
-def _speed(lines):
-    found = sorted(
-        line["images_per_second"] for line in lines if "images_per_second" in line
-    )
-    return found[len(found) // 2] if found else None
-
-
-def _child(arguments, log, command):
-    """A command of metricjax in a fork, which has imported all that it needs."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    child = os.fork()
-    if child == 0:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        from metricjax import main, prepare
-
-        code = {"main": main, "prepare": prepare}[command].main(arguments)
-        sys.stdout.flush()
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code:
-        sys.exit(f"{' '.join(arguments)} ended with {code}:\n{log.read_text()[-2000:]}")
-
-
-def main(arguments=None):
-    options = parse(arguments)
-    if options.table:
-        _run_all(options)
-    if not options.quick:
-        papers_report.write(RESULTS)
-
-
-def _run_all(options):
-    from metricjax import train  # noqa: F401, imported once for all forks
-    from metricjax.progress import progress_bar
-
-    path = RESULTS / f"{options.table}.jsonl"
-    kept = [] if options.quick or not path.exists() else papers_report.lines(path)
-    done = {(line["data"], line["seed"], line["case"]) for line in kept}
-    runs = [one for one in planned(options) if one not in done]
-    roots = {data: source(data, options) for data, _, _ in runs}
-    with progress_bar(options.table) as progress:
-        for number, (data, seed, name) in enumerate(runs):
-            progress(number, len(runs))
-            line = run(options.table, data, seed, name, roots[data], options)
-            recall = line["results"]["recall@1"]
-            print(f"{data} seed {seed} {name}: Recall@1 {recall:.3f}, "
-                  f"{line['seconds']} s", flush=True)  # fmt: skip
-            if not options.quick:
-                RESULTS.mkdir(parents=True, exist_ok=True)
-                with path.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+    kept = ("commit", "gpu", "cpu", "jax", "date")
+    return {name: found[name] for name in kept}
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     main()

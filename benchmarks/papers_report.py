@@ -1,7 +1,6 @@
 """The lines of `papers.py` as tables: every case, and what the papers claim of them."""
 
 import json
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +31,12 @@ def write(directory: Path) -> None:
 
 def markdown(name: str, table: papers_cases.Table, runs: list[dict]) -> str:
     """The page of a table."""
-    about = runs[-1]
+    runs = [{"where": run["gpu"] or run["cpu"], **run} for run in runs]
     parts = [
         f"# {table.title}",
         "",
-        f"`python benchmarks/papers.py {name} --root DIR`, {about['machine']}; "
-        f"commits {', '.join(sorted({run['commit'] for run in runs}))}. Recall@1 and "
+        f"`python benchmarks/papers.py {name} --root DIR`, {_all(runs, 'where')}, jax "
+        f"{_all(runs, 'jax')}; commit {_all(runs, 'commit')}. Recall@1 and "
         "MAP@R in points on unseen classes: means over seeds with 95% t-intervals. The "
         "best step was chosen on held-out training classes.",
     ]
@@ -53,16 +52,16 @@ def _section(data, table, runs):
         case.name: {run["seed"]: run for run in runs if run["case"] == case.name}
         for case in table.cases
     }
-    seeds = sorted({run["seed"] for run in runs})
+    floors = [run["results"]["floor"] for run in runs if "floor" in run["results"]]
+    pixels = f"; raw pixels {100 * floors[0]:.1f}" if floors else ""
     yield from (
         "",
         f"## {data.capitalize()}",
         "",
-        f"Seeds {', '.join(map(str, seeds))}; {runs[0]['steps']} steps; raw pixels "
-        f"{100 * runs[0]['results']['floor']:.1f}.",
+        f"Seeds {_all(runs, 'seed')}; {runs[0]['steps']} steps{pixels}.",
         "",
-        "| | Recall@1 | MAP@R | each learner | images/s | s a run |",
-        "|---|---|---|---|---|---|",
+        "| | Recall@1 | MAP@R | each learner |",
+        "|---|---|---|---|",
     )
     for case, by_seed in of_case.items():
         if by_seed:
@@ -76,19 +75,18 @@ def _section(data, table, runs):
 
 
 def _row(case, runs):
-    learners = [np.mean(r["results"]["learners"][METRIC]) for r in runs if _each(r)]
-    alone = f"{100 * np.mean(learners):.1f}" if learners else ""
-    speeds = [run["images_per_second"] for run in runs if run["images_per_second"]]
-    speed = f"{statistics.median(speeds):.0f}" if speeds else ""
-    seconds = statistics.median(run["seconds"] for run in runs)
-    return (
-        f"| {case} | {_mean(runs, METRIC)} | {_mean(runs, 'map@r')} | {alone} | "
-        f"{speed} | {seconds:.0f} |"
-    )
+    learners = [r["results"]["learners"] for r in runs if "learners" in r["results"]]
+    alone = [100 * np.mean(each[METRIC]) for each in learners]
+    alone = f"{np.mean(alone):.1f}" if alone else ""
+    cut = sum("not_finite_after" in run["results"] for run in runs)
+    if cut:
+        case += f" ({cut} of {len(runs)} runs met a loss that is not finite)"
+    return f"| {case} | {_mean(runs, METRIC)} | {_mean(runs, 'map@r')} | {alone} |"
 
 
-def _each(run):
-    return "learners" in run["results"]
+def _all(runs, what):
+    """All that is found in the runs' lines, once each."""
+    return ", ".join(sorted({str(run[what]) for run in runs}))
 
 
 def _mean(runs, metric):
