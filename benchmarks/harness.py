@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -130,6 +131,8 @@ class Pace:
         seconds than this: others had the caches, and the system may have taken pages.
       together: whether the workers take turns, all of them holding what they hold;
         else one does all its steps and ends before the next begins.
+      begin_at_once: whether their first calls may go at the same time, for steps that
+        do not need the processors on which they are compiled.
     """
 
     rounds: int = 5
@@ -139,6 +142,7 @@ class Pace:
     step_cap: float = 120.0
     warm_below: float = 0.05
     together: bool = True
+    begin_at_once: bool = False
 
 
 class Worker:
@@ -230,7 +234,7 @@ def measure(specs, pace, *, saved=None, environment=None):
     try:
         row.each(row.ready)
         if pace.together:
-            row.each(row.first)
+            row.each(row.first, at_once=pace.begin_at_once)
             for _ in range(pace.rounds):
                 row.each(row.turn)
             row.each(row.finish)
@@ -252,14 +256,18 @@ class _Row:
             variant: Worker(spec, environment) for variant, spec in specs.items()
         }
 
-    def each(self, step):
+    def each(self, step, at_once=False):
         """`step(variant, worker)` for all; who fails says why and leaves."""
-        for variant in list(self._workers):
+
+        def do(variant):
             try:
                 step(variant, self._workers[variant])
             except Failed as failure:
                 self.results[variant] = {"error": str(failure)}
                 self._workers.pop(variant).close()
+
+        with ThreadPoolExecutor(len(self._specs) if at_once else 1) as pool:
+            list(pool.map(do, list(self._workers)))
 
     def close(self):
         for worker in self._workers.values():

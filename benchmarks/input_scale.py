@@ -141,7 +141,7 @@ def check(dataset, scratch):
 def waiting(arguments, scratch):
     """Share of a run's time in which it waited for images, and its images/s."""
     config, *overrides = arguments.split(",")
-    workdir = Path(scratch) / "run"
+    workdir = Path(tempfile.mkdtemp(dir=scratch))
     command = [sys.executable, "-m", "metricjax.main", "--config", config]
     command += [*overrides, "--workdir", str(workdir)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

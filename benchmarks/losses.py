@@ -234,6 +234,7 @@ def _environment(options, scratch):
 
 def _pace(batch, options):
     cap = {"step_cap": options.step_cap or (300.0 if batch > 8192 else 75.0)}
+    cap["begin_at_once"] = options.device == "gpu"
     if options.check:
         return Pace(rounds=0, **cap)
     if batch > 8192:

@@ -6,7 +6,8 @@
 Forward, loss, backward and SGD with momentum, on images that lie on the device. PyTorch
 runs in channels_last, eager and under `torch.compile`, ours as XLA compiles it, in
 float32 and, where asked, bfloat16 (`--bf16`: autocast there, `dtype=bfloat16` here).
-Every variant is a process of its own, and they take turns (see `harness.py`).
+On GPU the host is a step ahead of the device, as in training. Every variant is a process
+of its own, and they take turns (see `harness.py`).
 """
 
 import argparse
@@ -53,7 +54,11 @@ def measured(name, options):
         results = harness.measure(
             specs,
             harness.Pace(
-                rounds=options.rounds, turn=1.0, step_cap=300.0, warm_below=30.0
+                rounds=options.rounds,
+                turn=1.0,
+                step_cap=300.0,
+                warm_below=30.0,
+                begin_at_once=options.device == "gpu",
             ),
             saved=Path(scratch),
             environment={

@@ -43,6 +43,7 @@ class Task:
         params = variables["params"]
         self._state = params, variables.get("batch_stats", {}), optimizer.init(params)
         self._batch = jnp.asarray(images), jnp.asarray(labels)
+        self._value = None
 
         def step(state, images, labels):
             params, statistics, moments = state
@@ -74,8 +75,10 @@ class Task:
         )
 
     def step(self):
+        before = self._value
         self._state, self._value = self._step(self._state, *self._batch)
-        jax.block_until_ready(self._state)
+        here = self._state if jax.default_backend() == "cpu" else before
+        jax.block_until_ready(here)
 
     def result(self):
         return {"value": np.asarray(self._value), "macs": np.asarray(self._macs)}

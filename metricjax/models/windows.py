@@ -1,9 +1,10 @@
 """Maxima and means over windows of a map.
 
-On TPU and GPU they are the native reductions. On CPU XLA's loops over windows, and
-above all its gradient of a maximum, take as long as the convolutions around; there a
-window is reduced as maxima or sums of shifted maps, first along the rows, then along
-the columns.
+On TPU they are the native reductions. On CPU XLA's loops over windows take as long as
+the convolutions around; there a window is reduced as maxima or sums of shifted maps,
+first along the rows, then along the columns. The native gradient of a maximum scatters,
+on GPU too; there and on CPU it is gathered, each pixel from the windows that it may be
+the maximum of.
 """
 
 from functools import partial
@@ -24,9 +25,9 @@ def max_pool(
 ) -> Float[Array, "b p q c"]:
     """The largest value in every window.
 
-    Where several positions of a window hold the maximum, they share its gradient on CPU
-    and wherever the windows tile the map; otherwise one of them has it. Differentiable
-    once, in reverse mode.
+    Where several positions of a window hold the maximum, the first of them has its
+    gradient, or they share it where the windows tile the map. Differentiable once, in
+    reverse mode.
 
     Args:
       features: [b, h, w, c].
@@ -68,42 +69,72 @@ def average_pool(
     return _mean_pool(features, window, 1, ((padding, padding), (padding, padding)))
 
 
-def _with_gradient_by_platform(native, shifted):
-    """A function of (features, *static) as each platform does it best, both ways."""
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(features, window, stride, sides):
+    static = window, stride, sides
+    return lax.platform_dependent(
+        features,
+        cpu=lambda one: _shifted(jnp.maximum, -jnp.inf, one, *static),
+        default=lambda one: _native_maximum(one, *static),
+    )
 
-    @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-    def function(features, *static):
-        return _chosen(features, static, lambda forward: forward)
 
-    def forward(features, *static):
-        return function(features, *static), features
+def _max_pool_backward(window, stride, sides, features, cotangent):
+    static = window, stride, sides
 
-    def backward(*arguments):
-        *static, features, cotangent = arguments
-        return _chosen(
-            features,
-            static,
-            lambda forward: lambda one: jax.vjp(forward, one)[1](cotangent),
-        )
+    def gathered(features):
+        return _gradient_of_maximum(features, cotangent, *static)
 
-    def _chosen(features, static, make):
-        cpu = make(lambda one: shifted(one, *static))
-        default = make(lambda one: native(one, *static))
-        return lax.platform_dependent(features, cpu=cpu, default=default)
+    def native(features):
+        pull = jax.vjp(lambda one: _native_maximum(one, *static), features)[1]
+        return pull(cotangent)[0]
 
-    function.defvjp(forward, backward)
-    return function
+    gradient = lax.platform_dependent(
+        features, cpu=gathered, cuda=gathered, default=native
+    )
+    return (gradient,)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _mean_pool(features, window, stride, sides):
+    return _mean(lambda forward: forward, features, window, stride, sides)
+
+
+def _mean_pool_backward(window, stride, sides, features, cotangent):
+    def pulled(forward):
+        return lambda one: jax.vjp(forward, one)[1](cotangent)
+
+    return _mean(pulled, features, window, stride, sides)
+
+
+def _keeping_features(function):
+    """A forward pass for `defvjp`."""
+    return lambda features, *static: (function(features, *static), features)
+
+
+_max_pool.defvjp(_keeping_features(_max_pool), _max_pool_backward)
+_mean_pool.defvjp(_keeping_features(_mean_pool), _mean_pool_backward)
+
+
+def _mean(make, features, window, stride, sides):
+    """`make(forward)(features)` of what the platform averages with."""
+    return lax.platform_dependent(
+        features,
+        cpu=make(
+            lambda one: _shifted(jnp.add, 0, one, window, stride, sides) / window**2
+        ),
+        default=make(
+            lambda one: nn.avg_pool(one, (window, window), (stride, stride), sides)
+        ),
+    )
 
 
 def _native_maximum(features, window, stride, sides):
     return nn.max_pool(features, (window, window), (stride, stride), sides)
 
 
-def _native_mean(features, window, stride, sides):
-    return nn.avg_pool(features, (window, window), (stride, stride), sides)
-
-
-def _reduced(reduce, fill, features, window, stride, sides):
+def _shifted(reduce, fill, features, window, stride, sides):
+    """All windows reduced as shifted maps, along the rows, then along the columns."""
     for axis, (before, after) in enumerate(sides, 1):
         edges = [(0, 0, 0)] * 4
         edges[axis] = (before, after, 0)
@@ -120,17 +151,66 @@ def _reduced(reduce, fill, features, window, stride, sides):
     return features
 
 
-def _shifted_maximum(features, window, stride, sides):
-    return _reduced(jnp.maximum, -jnp.inf, features, window, stride, sides)
+def _first_maxima(features, window, stride, sides, size):
+    """Where in its window each maximum stands first: row * window + column."""
+    edges = [(0, 0, 0), *((*side, 0) for side in sides), (0, 0, 0)]
+    padded = lax.pad(features, jnp.asarray(-jnp.inf, features.dtype), edges)
+    reach = [(count - 1) * stride + 1 for count in size]
+    best, where = None, jnp.zeros((), jnp.uint8 if window < 16 else jnp.int32)
+    for place in range(window**2):
+        row, column = divmod(place, window)
+        one = padded[
+            :, row : row + reach[0] : stride, column : column + reach[1] : stride
+        ]
+        larger = one > best if place else jnp.zeros(one.shape, bool)
+        where = jnp.where(larger, where.dtype.type(place), where)
+        best = jnp.maximum(best, one) if place else one
+    return where
 
 
-def _shifted_mean(features, window, stride, sides):
-    total = _reduced(jnp.add, 0, features, window, stride, sides)
-    return total / window**2
+def _gradient_of_maximum(features, cotangent, window, stride, sides):
+    """To each pixel what the windows send whose first maximum it is."""
+    batch, height, width, channels = features.shape
+    size = cotangent.shape[1:3]
+    if 0 in size:
+        return jnp.zeros_like(features)
+    where = _first_maxima(features, window, stride, sides, size)
+    # Else the comparisons would be made anew for each of the sums below.
+    where = lax.optimization_barrier(where)
+    # Pixel stride * p + i has the windows p - k as their row stride * k + i.
+    turns = -(-window // stride)
+    edges = [(0, 0)] + [(turns - 1, turns - 1)] * 2 + [(0, 0)]
+    where, slopes = jnp.pad(where, edges), jnp.pad(cotangent, edges)
+    rows, columns = (count + turns - 1 for count in size)
 
+    def of_window(row, column):
+        top, left = (turns - 1 - place // stride for place in (row, column))
+        part = slice(None), slice(top, top + rows), slice(left, left + columns)
+        chosen = where[part] == row * window + column
+        return jnp.where(chosen, slopes[part], 0).astype(jnp.float32)
 
-_max_pool = _with_gradient_by_platform(_native_maximum, _shifted_maximum)
-_mean_pool = _with_gradient_by_platform(_native_mean, _shifted_mean)
+    def of_pixels(i, j):
+        parts = [
+            of_window(row, column)
+            for row in range(i, window, stride)
+            for column in range(j, window, stride)
+        ]
+        return sum(parts) if parts else jnp.zeros((batch, rows, columns, channels))
+
+    lines = [
+        jnp.stack([of_pixels(i, j) for j in range(stride)], axis=3)
+        for i in range(stride)
+    ]
+    gradient = jnp.stack(lines, axis=2).astype(features.dtype)
+    gradient = gradient.reshape(batch, rows * stride, columns * stride, channels)
+    crop = [
+        (-side[0], length + side[0] - found, 0)
+        for side, length, found in zip(
+            sides, (height, width), gradient.shape[1:3], strict=True
+        )
+    ]
+    zero = jnp.zeros((), gradient.dtype)
+    return lax.pad(gradient, zero, [(0, 0, 0), *crop, (0, 0, 0)])
 
 
 def _left_over(side, window, stride, padding, ceil_mode) -> int:

@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 from metricjax.chips import topology
+from metricjax.models import convolution
 from metricjax.models.convolution import convolve
 
 # side, strides, padding, channels in, channels out
@@ -96,6 +97,43 @@ def test_bfloat16(case):
 @pytest.mark.parametrize("case", ["1x1", "3x3", "3x3 strided"])
 def test_groups(case):
     assert_equal(*drawn(case, groups=2), groups=2)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("side", [3, 4, 7])
+def test_blocks_of_pixels_as_channels_are_the_same(side, padding):
+    """What NVIDIA's GPUs get, run here."""
+    rng = np.random.default_rng(3)
+    images, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((2, 9, 12, 3), (side, side, 3, 5))
+    )
+    expected = native(images, kernel, 2, padding)
+    cotangent = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    functions = (
+        partial(convolution._of_blocks, padding=padding),
+        partial(native, strides=2, padding=padding),
+    )
+    got, expected = (
+        jax.jit(partial(with_gradients, function))(images, kernel, cotangent)
+        for function in functions
+    )
+    for mine, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4)
+
+
+def test_only_cuda_gets_blocks_and_only_where_channels_are_few():
+    def shapes(case, platform):
+        (strides, padding), arrays = drawn(case)
+        forward = partial(ours, strides=strides, padding=padding)
+        program = jax.jit(forward).trace(*arrays[:2])
+        return program.lower(lowering_platforms=(platform,)).as_text()
+
+    kernel_of_blocks = "4x4x16x4"  # 7x7 of 3 channels: 4x4 blocks, 12 filled up
+    assert kernel_of_blocks in shapes("7x7 strided", "cuda")
+    for platform in ("cpu", "tpu", "rocm"):
+        assert kernel_of_blocks not in shapes("7x7 strided", platform)
+    assert "stablehlo.pad" not in shapes("3x3 strided", "cuda")
 
 
 def test_gradient_of_the_kernel_alone():
