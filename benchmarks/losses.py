@@ -202,7 +202,7 @@ def _spec(name, case, batch, options):
         "batch": batch,
         "way": way,
         "device": _device(options, module),
-        "block_size": block_size(case, batch, options.block),
+        "block_size": block_size(case, batch, options.block, options.device),
         "memory_cap": _memory_cap(options),
         "compiles": module == "losses_ours" or "compile" in way,
         "once_above": 2.0 if name == "pml" else 20.0,

@@ -100,13 +100,16 @@ def variants(case):
     return ["pml", "eager", "compile", "ours", "bf16"]
 
 
-def block_size(case, batch, override=None):
+def block_size(case, batch, override=None, device="cpu"):
     """Images of a block of ours; None, all at once, where that is a small matrix.
 
-    Larger blocks are matrix products at full speed, smaller ones stay in the caches.
+    Larger blocks are matrix products at full speed, smaller ones stay in a processor's
+    caches; a GPU, which has none to stay in, gets blocks for the sake of memory alone.
     """
     if override is not None:
         return override or None
+    if device != "cpu":
+        return None if batch <= 8192 else 4096
     if batch <= 512 or batch * (case.classes or batch) <= 2**20:
         return None
     return 256 if batch <= 2048 else 512

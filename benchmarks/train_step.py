@@ -6,8 +6,8 @@
 Forward, loss, backward and SGD with momentum, on images that lie on the device. PyTorch
 runs in channels_last, eager and under `torch.compile`, ours as XLA compiles it, in
 float32 and, where asked, bfloat16 (`--bf16`: autocast there, `dtype=bfloat16` here).
-On GPU the host is a step ahead of the device, as in training. Every variant is a process
-of its own, and they take turns (see `harness.py`).
+On GPU the host is a step ahead of the device, as in training. Every variant is a
+process of its own, and they take turns (see `harness.py`).
 """
 
 import argparse
@@ -79,8 +79,9 @@ def table(entries):
     lines = [
         "# Training steps",
         "",
-        f"Images per second (median step) and MiB at the peak of the whole process, on "
-        f"{about['cpu']}{', ' + about['gpu'] if about['gpu'] else ''}, "
+        "Images per second (median step) and MiB at the peak of the "
+        f"{'GPU' if about['gpu'] else 'whole process'}, on {about['cpu']}"
+        f"{', ' + about['gpu'] if about['gpu'] else ''}, "
         f"{about['memory']}; torch {about['torch']}, jax {about['jax']}; commit "
         f"{about['commit']}, `python {about['command']}`. The GFLOP of a step are six "
         "times its forward multiply-adds.",
@@ -102,7 +103,8 @@ def table(entries):
                 if one and "error" not in one
             }
             shown = [
-                f"{_digits(rates[name])} ({one['peak_mib']:.0f} MiB)"
+                f"{_digits(rates[name])} "
+                f"({one.get('device_peak_mib', one['peak_mib']):.0f} MiB)"
                 if name in rates
                 else (one or {}).get("error", "")
                 for name, one in found.items()

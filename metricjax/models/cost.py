@@ -28,7 +28,8 @@ def multiply_adds(function: Callable, *arguments) -> int:
     height x kernel width x input channels / groups` (so zeros of the padding count, as
     is usual, but not those between inputs that are spread out), a matrix product
     `output elements x contracted length`; a loop's body counts as often as it runs, a
-    conditional as its dearest branch. What no result needs does not count, nor do
+    conditional as its dearest branch, and what each platform does in its own way as the
+    way of all the others. What no result needs does not count, nor do
     additions, normalisation and activations. One multiply-add is two FLOPs.
 
     Args:
@@ -83,7 +84,8 @@ def _count_equation(equation) -> int:
         return equation.outvars[0].aval.size * length
     inner = [_count(jaxpr) for jaxpr in _inner(equation.params.values())]
     if name == "cond":
-        return max(inner)
+        by_platform = equation.params.get("branches_platforms")
+        return inner[-1] if by_platform else max(inner)
     if name in ("while", "pallas_call", "shard_map") and any(inner):
         raise NotImplementedError(
             f"The multiply-adds inside a {name} cannot be counted by tracing."

@@ -34,6 +34,12 @@ def test_convolutions(options, expected):
     assert cost.forward_multiply_adds(_Called(conv), (10, 8, 6)) == expected
 
 
+def test_what_platforms_do_in_their_own_way_counts_as_all_others_do_it():
+    """A first convolution is blocks of pixels on CUDA, with a larger kernel."""
+    first = _Called(layers.Conv(12, 7, strides=2))
+    assert cost.forward_multiply_adds(first, (10, 8, 3)) == 5 * 4 * 7 * 7 * 3 * 12
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("by", ["kernel", "images"])
 def test_gradients_of_convolutions_cost_what_the_convolution_does(strides, by):
