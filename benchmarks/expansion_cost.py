@@ -71,8 +71,8 @@ def table(sizes, rounds):
         "",
         f"`python benchmarks/expansion_cost.py`, {found['date']}, commit "
         f"{found['commit']}, {found['cpu']}; jax {found['jax']}. One step of what "
-        "stands behind a backbone, see there. Trained numbers and temporaries are those "
-        "of that step.",
+        "stands behind a backbone, see there. Trained numbers and temporaries are of "
+        "that step.",
     )
     for batch in sizes:
         specs = {
