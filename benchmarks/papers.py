@@ -28,7 +28,7 @@ import papers_cases
 import papers_report
 
 RESULTS = Path(__file__).parent / "results" / "papers"
-PACKED_SIDE = 72
+PACKED_SIDE = 56
 
 
 def parse(arguments):

@@ -8,7 +8,7 @@ from metricjax.config import default_config, terms
 
 # Numbers of an embedding: 1, 2, 3 and 8 parts share it equally.
 DIM = 192
-STEPS = 600
+STEPS = 400
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def _abe(name, learners, divergence=1.0, head="abe", **settings):
     if learners > 1 and divergence:
         losses["divergence"] = {"weight": divergence}
     about = {"model.head": head, "model.learners": learners, "sampler": "pairs"}
+    about["model.widths"] = (32, 64, 128, 128)  # two stages behind the branching point
     return Case(name, about | settings, losses)
 
 
@@ -116,7 +117,7 @@ _ABE = Table(
         *(_abe(f"ABE-8, lambda {value:g}", 8, value) for value in _LAMBDAS),
         _abe("ABE-8, behind stem", 8, **{"model.branch_after": "stem"}),
         _abe("ABE-8, behind stage1", 8, **{"model.branch_after": "stage1"}),
-        _abe("ABE-8, attention of 2", 8, **{"model.attention_blocks": 2}),
+        _abe("ABE-8, attention of 1 block", 8, **{"model.attention_blocks": 1}),
     ),
     (
         Claim("ABE-8", "ABE-1", "eight learners above one"),
@@ -223,11 +224,11 @@ def config_of(table: str, name: str, data: str):
     config.steps = STEPS
     config.eval_every = STEPS // 4
     config.data.name = "packed" if data == "grocery" else "folder"
-    config.data.transform.image_size = 28 if data == "omniglot" else 64
+    config.data.transform.image_size = 28 if data == "omniglot" else 48
     config.data.transform.channels = 1 if data == "omniglot" else 3
     config.data.transform.recipe = "affine" if data == "omniglot" else "resize_crop"
     config.model.backbone = "convnet"
-    config.model.widths = (32, 64, 128, 128)
+    config.model.widths = (32, 64, 128)
     config.model.descriptors = "S"
     config.model.dim = DIM
     config.optimizer.method = "adamw"

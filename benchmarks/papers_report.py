@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import papers_cases
+import papers_figures
 
 from metricjax.evaluation.intervals import t_interval
 
@@ -23,10 +24,13 @@ def lines(path: Path) -> list[dict]:
 
 
 def write(directory: Path) -> None:
-    """Write TABLE.md beside each TABLE.jsonl of the directory."""
-    for path in sorted(directory.glob("*.jsonl")):
-        table = papers_cases.TABLES[path.stem]
-        path.with_suffix(".md").write_text(markdown(path.stem, table, lines(path)))
+    """Write TABLE.md and drawings beside each TABLE.jsonl of the directory."""
+    for name, table in papers_cases.TABLES.items():
+        path = directory / f"{name}.jsonl"
+        if path.exists():
+            runs = lines(path)
+            path.with_suffix(".md").write_text(markdown(name, table, runs))
+            papers_figures.draw(name, runs, directory)
 
 
 def markdown(name: str, table: papers_cases.Table, runs: list[dict]) -> str:
@@ -39,6 +43,8 @@ def markdown(name: str, table: papers_cases.Table, runs: list[dict]) -> str:
         f"{_all(runs, 'jax')}; commit {_all(runs, 'commit')}. Recall@1 and "
         "MAP@R in points on unseen classes: means over seeds with 95% t-intervals. The "
         "best step was chosen on held-out training classes.",
+        "",
+        f"![Recall@1 of every case]({name}.svg)",
     ]
     for data in papers_cases.DATA:
         own = [run for run in runs if run["data"] == data]

@@ -160,43 +160,41 @@ class Head:
         return metric + hard + like + fooled
 
     def _hdml(self, params, rows, features, labels):
+        moved, classes = self._moved(rows, labels)
         frozen = jax.lax.stop_gradient
+        generator = self._restoring(
+            params, frozen(rows), frozen(moved), frozen(features), labels, classes
+        )
+        # The metric learns from what the generator makes, the generator not from it.
+        fixed = {**params, "generator": frozen(params["generator"])}
+        again = self._embed(params, self._generate(fixed, moved))
+        if self._loss == "triplet":
+            return generator + triplet_loss(*map(unit, jnp.split(again, 3)))
+        pairs = len(rows) // 2
+        negatives = again[pairs:].reshape(pairs, pairs, DIM)
+        return generator + n_pair_loss(again[:pairs], rows[1::2], negatives)
+
+    def _moved(self, rows, labels):
+        """Embeddings to make features of, the negatives moved, and their classes."""
         anchors, positives, negatives = triplets(rows)
-        pairs = len(anchors)
-        classes = labels
         if self._loss == "triplet":
             hard = pulled(anchors, positives, negatives)
-            moved = jnp.concatenate([anchors, positives, hard])
-            classes = jnp.concatenate(
-                [labels[::2], labels[1::2], jnp.roll(labels[::2], 1)]
-            )
-        else:  # every anchor with every other pair
-            anchor, positive = (
-                jnp.repeat(x, pairs, axis=0) for x in (anchors, positives)
-            )
-            other = jnp.tile(positives, (pairs, 1))
-            moved = jnp.concatenate([anchors, pulled(anchor, positive, other)])
-            classes = jnp.concatenate([labels[::2], jnp.tile(labels[1::2], pairs)])
-        # The generator learns to restore features and to keep classes ...
-        both = jnp.concatenate([frozen(rows), frozen(moved)])
-        made = self._generate(params, both)
+            classes = labels[::2], labels[1::2], jnp.roll(labels[::2], 1)
+            return jnp.concatenate([anchors, positives, hard]), jnp.concatenate(classes)
+        pairs = len(anchors)  # every anchor with every pair
+        anchor, positive = (jnp.repeat(x, pairs, axis=0) for x in (anchors, positives))
+        hard = pulled(anchor, positive, jnp.tile(positives, (pairs, 1)))
+        classes = labels[::2], jnp.tile(labels[1::2], pairs)
+        return jnp.concatenate([anchors, hard]), jnp.concatenate(classes)
+
+    def _restoring(self, params, rows, moved, features, labels, classes):
+        """The generator restores features, and keeps the classes of what is moved."""
+        made = self._generate(params, jnp.concatenate([rows, moved]))
         restored, synthetic = made[: len(rows)], made[len(rows) :]
-        restoring = jnp.mean(jnp.sum(jnp.square(restored - frozen(features)), axis=1))
-        classify = {"params": params["classifier"]}
-        own = self._classifier.apply(classify, frozen(features))
-        logits = self._classifier.apply(frozen(classify), synthetic)
+        square = jnp.mean(jnp.sum(jnp.square(restored - features), axis=1))
         entropies = optax.softmax_cross_entropy_with_integer_labels
-        softmax = jnp.mean(entropies(own, labels)) + jnp.mean(
-            entropies(logits, classes)
-        )
-        # ... and the metric learns from what it makes.
-        generator = {**params, "generator": frozen(params["generator"])}
-        features = self._generate(generator, moved)
-        again = self._embed(params, features)
-        if self._loss == "triplet":
-            parts = jnp.split(again, 3)
-            metric = triplet_loss(*map(unit, parts))
-        else:
-            negatives = again[pairs:].reshape(pairs, pairs, DIM)
-            metric = n_pair_loss(again[:pairs], positives, negatives)
-        return metric + restoring + softmax
+        learnt = {"params": params["classifier"]}
+        own = entropies(self._classifier.apply(learnt, features), labels)
+        fixed = jax.lax.stop_gradient(learnt)
+        kept = entropies(self._classifier.apply(fixed, synthetic), classes)
+        return square + jnp.mean(own) + jnp.mean(kept)

@@ -1,16 +1,25 @@
 """The comparisons of the papers: every case is a config, every claim is judged."""
 
+import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import papers_cases  # noqa: E402
+import papers_curves  # noqa: E402
 import papers_report  # noqa: E402
+import papers_run  # noqa: E402
+import synthesizers  # noqa: E402
+import tiny  # noqa: E402
 
+from metricjax import train  # noqa: E402
 from metricjax.config import from_config_dict  # noqa: E402
+from metricjax.run import open_data  # noqa: E402
 
 
 @pytest.mark.parametrize("name", papers_cases.TABLES)
@@ -49,3 +58,45 @@ def test_claims_are_judged_by_paired_seeds(gain, verdict):
     row = next(line for line in page.splitlines() if line.startswith("| SM above S:"))
     assert row.endswith(f"| {verdict} |") and f"| {100 * gain:+.1f} (" in row
     assert "| SM above M:" not in page  # M was not run
+
+
+@pytest.mark.slow
+def test_a_case_is_trained_and_judged_as_a_run_is(tmp_path):
+    """The metrics of `python -m metricjax.main` with the same settings."""
+    text = tiny.CONFIG.replace('"shapes"', repr(str(tiny.draw_shapes(tmp_path / "s"))))
+    names = {}
+    exec(text, names)
+    config = from_config_dict(names["get_config"]())
+    assert train.train(config, tmp_path / "run", "tiny")
+    expected = json.loads((tmp_path / "run" / "results.json").read_text())
+    dataset = papers_run.in_memory(open_data(config))
+    found = papers_run.trained(config, dataset)
+    assert found["selected_step"] == expected["selected_step"]
+    for metric in papers_run.METRICS:
+        assert found[metric] == expected[metric]
+    assert "learners" not in found and "not_finite_after" not in found
+    several = papers_run.trained(config, dataset, networks=2)
+    assert len(several["learners"]["recall@1"]) == 2
+
+
+def test_time_to_a_recall_lies_between_the_points():
+    points = [[0, 0.0, 0.1], [50, 2.0, 0.3], [100, 6.0, 0.2], [150, 8.0, 0.5]]
+    assert papers_curves._time_to(points, 0.2) == pytest.approx(1.0)
+    assert papers_curves._time_to(points, 0.4) == pytest.approx(6.0 + 2.0 * 2 / 3)
+    assert papers_curves._time_to(points, 0.05) == 0.0
+    assert papers_curves._time_to(points, 0.6) is None
+
+
+@pytest.mark.parametrize(
+    ("loss", "method"), [("triplet", "hdml"), ("n_pair", "hdml"), ("triplet", "daml")]
+)
+def test_generators_learn_and_their_features_get_a_gradient(loss, method):
+    head = synthesizers.Head(loss, method)
+    features = jax.random.normal(jax.random.key(1), (8, synthesizers.FEATURES))
+    state = head.init(features)
+    after, value, slopes = jax.jit(head.step)(state, features, jnp.arange(8) // 2)
+    assert jnp.isfinite(value) and float(jnp.abs(slopes).max()) > 0
+    moved = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), state[0]["generator"], after[0]["generator"]
+    )
+    assert any(jax.tree.leaves(moved))
