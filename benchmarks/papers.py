@@ -10,7 +10,8 @@ and is judged on unseen ones; images are decoded once for all runs, and nothing 
 metrics is kept. `--jobs` of them go at a time. Stopped at any moment, the same command
 goes on; what is done stands in results/papers/TABLE.jsonl, one line a run. `--quick`
 trains 20 steps, to see that all runs; its lines are not kept. `--report` writes the
-tables anew from the lines.
+tables anew from the lines. `--pages DIR` trains as whole runs instead, with their
+reports and the papers' figures in them.
 """
 
 import argparse
@@ -41,6 +42,7 @@ def parse(arguments):
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--packed", type=Path, default=Path("runs/papers"))
+    parser.add_argument("--pages", type=Path, help="leave whole runs there instead")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args(arguments)
@@ -64,6 +66,9 @@ def planned(options):
 
 def main(arguments=None):
     options = parse(arguments)
+    if options.pages:
+        _whole_runs(options)
+        return
     if options.tables:
         _run_all(options)
     if not options.quick:
@@ -77,12 +82,10 @@ _DATASETS = {}
 def _run_all(options):
     from metricjax.progress import progress_bar
 
-    done = {
-        (path.stem, line["data"], line["seed"], line["case"])
-        for path in options.out.glob("*.jsonl")
-        if not options.quick
-        for line in papers_report.lines(path)
-    }
+    done = set()
+    for table in () if options.quick else options.tables:
+        for line in papers_report.lines(options.out / f"{table}.jsonl"):
+            done.add((table, line["data"], line["seed"], line["case"]))
     runs = [one for one in planned(options) if one not in done]
     for data in dict.fromkeys(data for _, data, _, _ in runs):
         _DATASETS[data] = _opened(data, options)
@@ -106,12 +109,30 @@ def _run_all(options):
                     file.write(json.dumps(line) + "\n")
 
 
+def _whole_runs(options):
+    """Runs with reports, checkpoints and all."""
+    from metricjax import train
+
+    for table, data, seed, name in planned(options):
+        config = _config(table, name, data, _source(data, options), seed=seed)
+        place = f"{table}_{name}_{data}_{seed}".replace(" ", "_").replace(",", "")
+        train.train(config, options.pages / place, name)
+
+
 def _opened(data, options):
-    """A data set's images, decoded; packed first where that makes them small."""
+    """A data set's images, decoded."""
     import papers_run
 
-    from metricjax import prepare
     from metricjax.run import open_data
+
+    any_case = papers_cases.TABLES["cgd"].cases[0].name
+    config = _config("cgd", any_case, data, _source(data, options))
+    return papers_run.in_memory(open_data(config))
+
+
+def _source(data, options):
+    """Where a data set lies; packed first where that makes its images small."""
+    from metricjax import prepare
 
     source = options.root / f"{data}.zip"
     if not source.exists():
@@ -122,8 +143,7 @@ def _opened(data, options):
         if prepare.main([str(argument) for argument in arguments]):
             sys.exit(f"{source} could not be packed.")
         source = packed
-    any_case = papers_cases.TABLES["cgd"].cases[0].name
-    return papers_run.in_memory(open_data(_config("cgd", any_case, data, source)))
+    return source
 
 
 def _config(table, name, data, root=None, **settings):

@@ -1,4 +1,4 @@
-"""The lines of `papers.py` drawn: Recall@1 of every case, and of every seed."""
+"""Drawings of the comparisons: Recall@1 of every case and seed, and along the way."""
 
 from pathlib import Path
 
@@ -10,11 +10,7 @@ from metricjax.evaluation.intervals import t_interval
 
 def draw(name: str, runs: list[dict], directory: Path) -> None:
     """Write TABLE.svg and TABLE.png: a panel for each data set, a row for each case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = _pyplot()
     found = [d for d in papers_cases.DATA if any(run["data"] == d for run in runs)]
     cases = [
         case.name
@@ -31,18 +27,59 @@ def draw(name: str, runs: list[dict], directory: Path) -> None:
             _row(axes, place, [run for run in own if run["case"] == case])
         axes.set_title(data.capitalize(), fontsize=10)
         axes.set_xlabel("Recall@1, points", fontsize=9)
-        axes.tick_params(labelsize=8.5)
-        axes.grid(axis="both", color="0.92")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _plain(axes)
     panels[0][0].set_yticks(range(len(cases)), cases)
     panels[0][0].invert_yaxis()
+    _save(figure, directory / f"{name}.svg")
+
+
+def draw_curves(runs_of: dict[str, list[dict]], path: Path) -> None:
+    """Recall@1 by steps and by seconds of training; a thin line for each seed.
+
+    Args:
+      runs_of: side -> runs, each with `points` (step, seconds, Recall@1).
+      path: the file, .svg; a .png is written beside it.
+    """
+    figure, panels = _pyplot().subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    colours = ("#20558a", "#c2612c", "#6b8e23")
+    for (side, runs), colour in zip(runs_of.items(), colours, strict=True):
+        points = np.array([run["points"] for run in runs])  # [seed, point, 3]
+        for axes, column in zip(panels, (0, 1), strict=True):
+            for one in points:
+                axes.plot(
+                    one[:, column], 100 * one[:, 2], color=colour, alpha=0.25, lw=0.8
+                )
+            mean = points.mean(axis=0)
+            axes.plot(mean[:, column], 100 * mean[:, 2], color=colour, label=side)
+    panels[0].set_ylabel("Recall@1, points", fontsize=9)
+    panels[0].legend(fontsize=8.5, frameon=False)
+    for axes, label in zip(panels, ("steps", "seconds of training steps"), strict=True):
+        axes.set_xlabel(label, fontsize=9)
+        _plain(axes)
+    _save(figure, path)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _plain(axes):
+    axes.tick_params(labelsize=8.5)
+    axes.grid(axis="both", color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure, path):
     figure.tight_layout()
-    for end in ("svg", "png"):
-        file = directory / f"{name}.{end}"
-        about = {"Date": None} if end == "svg" else None
-        figure.savefig(file, dpi=150, metadata=about)
-    plt.close(figure)
+    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    _pyplot().close(figure)
 
 
 def _row(axes, place, runs):

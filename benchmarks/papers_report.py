@@ -13,9 +13,9 @@ METRIC = "recall@1"
 
 
 def lines(path: Path) -> list[dict]:
-    """One dict a run; a line that was cut short is left out."""
+    """One dict a run, none without a file; a line that was cut short is left out."""
     found = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             found.append(json.loads(line))
         except ValueError:
@@ -27,8 +27,7 @@ def write(directory: Path) -> None:
     """Write TABLE.md and drawings beside each TABLE.jsonl of the directory."""
     for name, table in papers_cases.TABLES.items():
         path = directory / f"{name}.jsonl"
-        if path.exists():
-            runs = lines(path)
+        if runs := lines(path):
             path.with_suffix(".md").write_text(markdown(name, table, runs))
             papers_figures.draw(name, runs, directory)
 
