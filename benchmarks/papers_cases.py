@@ -231,7 +231,7 @@ def config_of(table: str, name: str, data: str):
     config.model.widths = (32, 64, 128)
     config.model.descriptors = "S"
     config.model.dim = DIM
-    config.optimizer.method = "adamw"
+    config.optimizer.method = "muon"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
