@@ -36,7 +36,8 @@ def setting(seed, root):
     from metricjax.run import Run, open_data
 
     config = papers._config("ee", "multi_similarity", "omniglot", root / "omniglot.zip")
-    config = replace(config, seed=seed)
+    adamw = replace(config.optimizer, method="adamw")  # both sides have it
+    config = replace(config, seed=seed, optimizer=adamw)
     mesh.keep_freed_memory()
     run = Run.of(config, Path("."), open_data(config), mesh.make_mesh())
     with pipeline.train_batches(

@@ -55,13 +55,14 @@ def forward_multiply_adds(module: nn.Module, image_shape: tuple[int, int, int]) 
     return multiply_adds(module.apply, variables, images)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
-    """Of the equations that a result needs; compilers leave the others out."""
-    needed, total = _variables(jaxpr.outvars), 0
+def _count(jaxpr: core.Jaxpr, results=None) -> int:
+    """Of the equations that some results need, by default all the results."""
+    needed = _variables(jaxpr.outvars if results is None else results)
+    total = 0
     for equation in reversed(jaxpr.eqns):
         if equation.effects or needed.intersection(equation.outvars):
+            total += _count_equation(equation, needed)
             needed |= _variables(equation.invars)
-            total += _count_equation(equation)
     return total
 
 
@@ -69,7 +70,7 @@ def _variables(atoms) -> set[core.Var]:
     return {atom for atom in atoms if isinstance(atom, core.Var)}
 
 
-def _count_equation(equation) -> int:
+def _count_equation(equation, needed) -> int:
     name = equation.primitive.name
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval
@@ -82,10 +83,13 @@ def _count_equation(equation) -> int:
         left = equation.invars[0].aval.shape
         length = math.prod(left[axis] for axis in contracted)
         return equation.outvars[0].aval.size * length
+    if name == "cond" and equation.params.get("branches_platforms"):
+        default = equation.params["branches"][-1].jaxpr
+        pairs = zip(equation.outvars, default.outvars, strict=True)
+        return _count(default, [own for outer, own in pairs if outer in needed])
     inner = [_count(jaxpr) for jaxpr in _inner(equation.params.values())]
     if name == "cond":
-        by_platform = equation.params.get("branches_platforms")
-        return inner[-1] if by_platform else max(inner)
+        return max(inner)
     if name in ("while", "pallas_call", "shard_map") and any(inner):
         raise NotImplementedError(
             f"The multiply-adds inside a {name} cannot be counted by tracing."

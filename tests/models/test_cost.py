@@ -42,12 +42,16 @@ def test_what_platforms_do_in_their_own_way_counts_as_all_others_do_it():
 
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("by", ["kernel", "images"])
-def test_gradients_of_convolutions_cost_what_the_convolution_does(strides, by):
-    """The zeros that a stride puts between its cotangents are no work."""
-    conv, images = layers.Conv(12, strides=strides), _shape(2, 10, 8, 6)
+@pytest.mark.parametrize("channels", [3, 6])
+def test_gradients_of_convolutions_cost_what_the_convolution_does(
+    strides, by, channels
+):
+    """The zeros that a stride puts between its cotangents are no work, nor is the
+    other gradient, whatever the platforms make of a few channels."""
+    conv, images = layers.Conv(12, strides=strides), _shape(2, 10, 8, channels)
     variables = jax.eval_shape(conv.init, jax.random.key(0), images)
     forward = cost.multiply_adds(conv.apply, variables, images)
-    assert forward == 2 * 10 * 8 * 3 * 3 * 6 * 12 // strides**2
+    assert forward == 2 * 10 * 8 * 3 * 3 * channels * 12 // strides**2
 
     def pull_back(variables, images, cotangents):
         return jax.vjp(conv.apply, variables, images)[1](cotangents)[by == "images"]
