@@ -287,7 +287,8 @@ unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 def fill():
     if sys.argv[2] == "limit":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        # Less than the kernel needs in however many files it is written.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, resource.RLIM_INFINITY))
         return
     with open(ballast, "wb", buffering=0) as file:
         try:
