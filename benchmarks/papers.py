@@ -50,17 +50,20 @@ def parse(arguments):
     unknown = set(options.tables) - papers_cases.TABLES.keys()
     if unknown or not (options.tables or options.report):
         parser.error(f"name tables of {', '.join(papers_cases.TABLES)}, or --report")
+    options.names = options.cases.split(";") if options.cases else None
+    there = {c.name for name in options.tables for c in papers_cases.TABLES[name].cases}
+    for name in set(options.names or ()) - there:
+        parser.error(f"--cases names {name!r}; there are {'; '.join(sorted(there))}")
     return options
 
 
 def planned(options):
     """(table, data, seed, case) of all runs: all of a seed before the next."""
-    names = options.cases.split(";") if options.cases else None
     for seed in map(int, options.seeds.split(",")):
         for data in options.data.split(","):
             for table in options.tables:
                 for case in papers_cases.TABLES[table].cases:
-                    if names is None or case.name in names:
+                    if options.names is None or case.name in options.names:
                         yield table, data, seed, case.name
 
 

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import papers  # noqa: E402
 import papers_cases  # noqa: E402
 import papers_curves  # noqa: E402
 import papers_report  # noqa: E402
@@ -34,6 +35,13 @@ def test_every_case_is_a_config(name):
             assert config.steps == papers_cases.STEPS
     for claim in table.claims:
         assert table.case(claim.better) is not table.case(claim.worse)
+
+
+def test_a_case_that_is_none_is_refused(capsys):
+    assert papers.parse(["cgd", "--cases", "S;SM"]).names == ["S", "SM"]
+    with pytest.raises(SystemExit):
+        papers.parse(["cgd", "--cases", "S;ABE-8"])
+    assert "'ABE-8'" in capsys.readouterr().err
 
 
 def _line(case, seed, recall):

@@ -122,6 +122,13 @@ def test_positions_that_tie_share_a_gradient_where_windows_tile():
     assert first[0, 0, 0, 0] == 1 and first.sum() == 1
 
 
+def test_a_map_smaller_than_the_window_has_no_maxima_and_no_gradient():
+    images = jnp.ones((1, 2, 2, 3))
+    pooled, pull = jax.vjp(lambda x: windows.max_pool(x, 3, 1), images)
+    assert pooled.shape == (1, 0, 0, 3)
+    np.testing.assert_array_equal(pull(pooled)[0], jnp.zeros_like(images))
+
+
 @pytest.mark.parametrize("pool", ["max", "mean"])
 def test_windows_are_native_on_accelerators(pool):
     """A reduction over windows forward; back to maxima none that scatters but TPU's."""
