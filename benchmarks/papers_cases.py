@@ -38,12 +38,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Cases along one setting: of each line, (value, name of the case)."""
+
+    setting: str
+    lines: Mapping[str, tuple[tuple[str, str], ...]]
+
+
+@dataclass(frozen=True)
 class Table:
     """Cases that are compared, all at equal steps, batches and embedding lengths."""
 
     title: str
     cases: tuple[Case, ...]
     claims: tuple[Claim, ...]
+    sweeps: tuple[Sweep, ...] = ()
 
     def case(self, name: str) -> Case:
         return next(case for case in self.cases if case.name == name)
@@ -106,6 +115,10 @@ def _abe(name, learners, divergence=1.0, head="abe", **settings):
 
 
 _LAMBDAS = (0.1, 0.5, 5.0, 10.0, 50.0, 100.0)
+_BY_LAMBDA = tuple(
+    (f"{value:g}", "ABE-8" if value == 1 else f"ABE-8, lambda {value:g}")
+    for value in sorted((1.0, *_LAMBDAS))
+)
 _ABE = Table(
     "ABE: learners, heads, divergence, where the network branches",
     (
@@ -128,6 +141,19 @@ _ABE = Table(
         Claim("8 heads", "1 heads", "eight heads above one (Table 1)"),
         Claim("ABE-8", "ABE-8, no divergence", "divergence is needed (Table 2)"),
         Claim("ABE-8", "ABE-8, lambda 0.1", "lambda of 1 above 0.1 (Fig. 7 c)"),
+    ),
+    (
+        Sweep(
+            "learners",
+            {
+                "ABE": tuple((f"{m}", f"ABE-{m}") for m in (1, 2, 4, 8)),
+                "heads": tuple((f"{m}", f"{m} heads") for m in (1, 2, 4, 8)),
+            },
+        ),
+        Sweep(
+            "weight of the divergence, ABE-8",
+            {"ABE": (("0", "ABE-8, no divergence"), *_BY_LAMBDA)},
+        ),
     ),
 )
 
@@ -176,6 +202,30 @@ _HPL = Table(
             ),
         )
     ),
+    (
+        Sweep(
+            "weight of the groups, w1",
+            {
+                f"HPL-{short}": (
+                    ("0", short),
+                    *((w, f"HPL-{short}, w1 {w}") for w in ("0.03", "0.1", "0.3", "1")),
+                )
+                for short in _BASES
+            },
+        ),
+        Sweep(
+            "groups",
+            {
+                f"HPL-{short}": (
+                    ("3", f"HPL-{short}, 3 groups"),
+                    ("10", f"HPL-{short}, w1 0.1"),
+                    ("20", f"HPL-{short}, 20 groups"),
+                    ("true", f"HPL-{short}, categories"),
+                )
+                for short in _BASES
+            },
+        ),
+    ),
 )
 
 _EXPANDED = {
@@ -186,6 +236,8 @@ _EXPANDED = {
     "multi_similarity": ("multi_similarity", {}),
 }
 
+_POINTS = (0, 1, 2, 4, 8)
+
 
 def _ee(kind):
     """The base, and expansion with several numbers of points, of one loss."""
@@ -195,7 +247,7 @@ def _ee(kind):
         about |= {"instances_per_class": 2, "optimizer.learning_rate": 1e-3}
     kept = {k: v for k, v in settings.items() if k not in ("mining", "squared")}
     yield Case(kind, about, {base: settings})
-    for points in (0, 1, 2, 4, 8):
+    for points in _POINTS:
         losses = {f"ee_{kind}": kept | {"points": points}}
         yield Case(f"EE {kind}, {points} points", about, losses)
     losses = {f"ee_{kind}": kept | {"points": 2, "normalize": kind == "n_pair"}}
@@ -208,6 +260,18 @@ _EE = Table(
     tuple(
         Claim(f"EE {kind}, 2 points", kind, "expansion helps (Table)")
         for kind in _EXPANDED
+    ),
+    (
+        Sweep(
+            "points between the images of a pair",
+            {
+                kind: (
+                    ("base", kind),
+                    *((f"{n}", f"EE {kind}, {n} points") for n in _POINTS),
+                )
+                for kind in _EXPANDED
+            },
+        ),
     ),
 )
 

@@ -7,6 +7,8 @@ import papers_cases
 
 from metricjax.evaluation.intervals import t_interval
 
+COLOURS = ("#20558a", "#c2612c", "#6b8e23", "#7a4a99", "#3a9a9a")
+
 
 def draw(name: str, runs: list[dict], directory: Path) -> None:
     """Write TABLE.svg and TABLE.png: a panel for each data set, a row for each case."""
@@ -33,6 +35,47 @@ def draw(name: str, runs: list[dict], directory: Path) -> None:
     _save(figure, directory / f"{name}.svg")
 
 
+def draw_sweeps(name: str, runs: list[dict], directory: Path) -> None:
+    """Write TABLE_sweeps.svg and .png: Recall@1 along each setting of the table."""
+    sweeps = papers_cases.TABLES[name].sweeps
+    found = [d for d in papers_cases.DATA if any(run["data"] == d for run in runs)]
+    if not sweeps:
+        return
+    figure, panels = _pyplot().subplots(
+        len(found), len(sweeps), figsize=(4.5 * len(sweeps), 3.0 * len(found)),
+        squeeze=False,
+    )  # fmt: skip
+    for row, data in zip(panels, found, strict=True):
+        own = [run for run in runs if run["data"] == data]
+        for axes, sweep in zip(row, sweeps, strict=True):
+            _sweep(axes, sweep, own)
+            axes.set_ylabel(f"{data.capitalize()}: Recall@1", fontsize=9)
+            axes.set_xlabel(sweep.setting, fontsize=9)
+    _save(figure, directory / f"{name}_sweeps.svg")
+
+
+def _sweep(axes, sweep, runs):
+    """Lines of means, a little apart, so that their 95% intervals stay legible."""
+    values = [value for value, _ in next(iter(sweep.lines.values()))]
+    for number, (label, line) in enumerate(sweep.lines.items()):
+        places, means, reach = [], [], []
+        for value, case in line:
+            seen = [100 * r["results"]["recall@1"] for r in runs if r["case"] == case]
+            if seen:
+                shift = 0.07 * (number - (len(sweep.lines) - 1) / 2)
+                places.append(values.index(value) + shift)
+                means.append(np.mean(seen))
+                many = len(seen) > 1
+                reach.append(t_interval(np.array(seen))[1] - means[-1] if many else 0)
+        colour = COLOURS[number]
+        axes.errorbar(places, means, reach, color=colour, label=label, lw=1.2,
+                      marker="o", ms=3.5, elinewidth=0.8)  # fmt: skip
+    axes.set_xticks(range(len(values)), values)
+    if len(sweep.lines) > 1:
+        axes.legend(fontsize=8, frameon=False)
+    _plain(axes)
+
+
 def draw_curves(runs_of: dict[str, list[dict]], path: Path) -> None:
     """Recall@1 by steps and by seconds of training; a thin line for each seed.
 
@@ -41,8 +84,7 @@ def draw_curves(runs_of: dict[str, list[dict]], path: Path) -> None:
       path: the file, .svg; a .png is written beside it.
     """
     figure, panels = _pyplot().subplots(1, 2, figsize=(9, 3.2), sharey=True)
-    colours = ("#20558a", "#c2612c", "#6b8e23")
-    for (side, runs), colour in zip(runs_of.items(), colours, strict=True):
+    for (side, runs), colour in zip(runs_of.items(), COLOURS, strict=False):
         points = np.array([run["points"] for run in runs])  # [seed, point, 3]
         for axes, column in zip(panels, (0, 1), strict=True):
             for one in points:

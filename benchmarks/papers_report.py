@@ -30,6 +30,7 @@ def write(directory: Path) -> None:
         if runs := lines(path):
             path.with_suffix(".md").write_text(markdown(name, table, runs))
             papers_figures.draw(name, runs, directory)
+            papers_figures.draw_sweeps(name, runs, directory)
 
 
 def markdown(name: str, table: papers_cases.Table, runs: list[dict]) -> str:
@@ -45,6 +46,8 @@ def markdown(name: str, table: papers_cases.Table, runs: list[dict]) -> str:
         "",
         f"![Recall@1 of every case]({name}.svg)",
     ]
+    if table.sweeps:
+        parts += ["", f"![Recall@1 along each setting]({name}_sweeps.svg)"]
     for data in papers_cases.DATA:
         own = [run for run in runs if run["data"] == data]
         if own:
