@@ -29,7 +29,7 @@ import papers_cases
 import papers_report
 
 RESULTS = Path(__file__).parent / "results" / "papers"
-PACKED_SIDE = 56
+PACKED_SIDE = 40
 
 
 def parse(arguments):

@@ -110,11 +110,11 @@ def _abe(name, learners, divergence=1.0, head="abe", **settings):
     if learners > 1 and divergence:
         losses["divergence"] = {"weight": divergence}
     about = {"model.head": head, "model.learners": learners, "sampler": "pairs"}
-    about["model.widths"] = (32, 64, 128, 128)  # two stages behind the branching point
+    about["model.widths"] = (16, 32, 64, 64)  # two stages behind the branching point
     return Case(name, about | settings, losses)
 
 
-_LAMBDAS = (0.1, 0.5, 5.0, 10.0, 50.0, 100.0)
+_LAMBDAS = (0.1, 10.0, 100.0)
 _BY_LAMBDA = tuple(
     (f"{value:g}", "ABE-8" if value == 1 else f"ABE-8, lambda {value:g}")
     for value in sorted((1.0, *_LAMBDAS))
@@ -128,7 +128,6 @@ _ABE = Table(
         _abe("ABE-8, no divergence", 8, 0.0),
         _abe("8 heads, divergence", 8, 1.0, "m_heads"),
         *(_abe(f"ABE-8, lambda {value:g}", 8, value) for value in _LAMBDAS),
-        _abe("ABE-8, behind stem", 8, **{"model.branch_after": "stem"}),
         _abe("ABE-8, behind stage1", 8, **{"model.branch_after": "stage1"}),
         _abe("ABE-8, attention of 1 block", 8, **{"model.attention_blocks": 1}),
     ),
@@ -288,7 +287,7 @@ def config_of(table: str, name: str, data: str):
     config.steps = STEPS
     config.eval_every = STEPS // 4
     config.data.name = "packed" if data == "grocery" else "folder"
-    config.data.transform.image_size = 28 if data == "omniglot" else 48
+    config.data.transform.image_size = 28 if data == "omniglot" else 32
     config.data.transform.channels = 1 if data == "omniglot" else 3
     config.data.transform.recipe = "affine" if data == "omniglot" else "resize_crop"
     config.model.backbone = "convnet"
