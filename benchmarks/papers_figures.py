@@ -107,6 +107,7 @@ def _pyplot():
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams["svg.hashsalt"] = "papers"  # the same drawing is the same file
     return pyplot
 
 
