@@ -236,19 +236,21 @@ def _scales(curves: Sequence[Curve]):
 def _axes(curves: Sequence[Curve], show, whole: bool, tell) -> Iterable[str]:
     first, last, low, high = _limits(curves)
     x, y = _scales(curves)
-    for value in _ticks(low, high):
+    ticks = _ticks(low, high)
+    for value, said in zip(ticks, _labels(ticks, show), strict=True):
         yield (
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" '
             f'y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
             f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">'
-            f"{show(value)}</text>"
+            f"{said}</text>"
         )
-    for step in _ticks(first, last):
+    ticks = _ticks(first, last)
+    for step, said in zip(ticks, _labels(ticks, tell), strict=True):
         if first <= step <= last and not (whole and step != int(step)):
             anchor = "end" if x(step) > WIDTH - 24 else "middle"
             yield (
                 f'<text x="{x(step):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">'
-                f"{tell(step)}</text>"
+                f"{said}</text>"
             )
 
 
@@ -338,6 +340,15 @@ def _ticks(low: float, high: float, wanted: int = 4) -> list[float]:
     step = min((1, 2, 5, 10), key=lambda factor: abs(factor * power - rough)) * power
     start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 12) for index in range(start, stop + 1)]
+
+
+def _labels(ticks: Sequence[float], say: Callable[[float], str]) -> list[str]:
+    """What stands at the ticks: with more decimals where `number` makes two alike."""
+    said = [say(tick) for tick in ticks]
+    if say is number and len(set(said)) < len(said):
+        decimals = -math.floor(math.log10(ticks[1] - ticks[0]))
+        said = [f"{tick:.{max(decimals, 0)}f}" for tick in ticks]
+    return said
 
 
 def _percent(value: float) -> str:

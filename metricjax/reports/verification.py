@@ -29,7 +29,8 @@ def study(
     tried = "test" in parts
     columns = ["False matches allowed", "Similarity at least", "Same found, held-out"]
     columns += ["False matches, test", "Same found, test"] if tried else []
-    rows = [_threshold(one) for one in thresholds]
+    digits = _digits([one["similarity"] for one in thresholds])
+    rows = [_threshold(one, digits) for one in thresholds]
     pairs = parts["held_out"]["pairs"]
     said = "".join(f" {note}" for note in notes)
     return Study(
@@ -46,12 +47,20 @@ def study(
     )
 
 
-def _threshold(one: Mapping) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _digits(similarities: Sequence[float]) -> int:
+    """Decimals, three or as many more as tell the thresholds apart."""
+    for digits in range(3, 7):
+        if len({f"{one:.{digits}f}" for one in similarities}) == len(similarities):
+            return digits
+    return 7
+
+
+def _threshold(one: Mapping, digits: int) -> tuple[str, tuple[tuple[str, str], ...]]:
     def cell(of, rate, interval):
         bounds = [_short(bound) for bound in of.get(interval, ())]
         return f"{_short(of[rate])}%", " to ".join(bounds) + ("%" if bounds else "")
 
-    cells = [(f"{one['similarity']:.3f}", "")]
+    cells = [(f"{one['similarity']:.{digits}f}", "")]
     cells.append(cell(one, "true_match_rate", "interval"))
     if "test" in one:
         cells.append(cell(one["test"], "false_match_rate", "false_match_interval"))

@@ -67,6 +67,17 @@ def test_every_range_can_be_drawn_inside_the_frame(values):
         assert 0 <= x <= figures.WIDTH and 0 <= y <= figures.HEIGHT
 
 
+@pytest.mark.parametrize("values", [[0.9975, 1.0], [0.30001, 0.30004], [12345, 12349]])
+def test_no_two_ticks_say_the_same(values):
+    history = [
+        {"step": step, "kind": "train", "loss": value}
+        for step, value in enumerate(values)
+    ]
+    (panel,), _ = figures.panels(history)
+    said = re.findall(r'text-anchor="end">([^<]*)</text>', panel.svg)
+    assert len(said) >= 3 and len(set(said)) == len(said)
+
+
 def test_a_long_run_stays_small_and_shows_its_spikes():
     history = [
         {"step": step, "kind": "train", "loss": 100.0 if step == 50_001 else 1.0}
