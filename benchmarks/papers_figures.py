@@ -72,7 +72,8 @@ def _sweep(axes, sweep, runs):
                       marker="o", ms=3.5, elinewidth=0.8)  # fmt: skip
     axes.set_xticks(range(len(values)), values)
     if len(sweep.lines) > 1:
-        axes.legend(fontsize=8, frameon=False)
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
+        axes.legend(fontsize=8, frameon=False, **place)
     _plain(axes)
 
 
