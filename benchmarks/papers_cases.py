@@ -259,8 +259,12 @@ _EE = Table(
     "EE: points between the images of a pair",
     tuple(case for kind in _EXPANDED for case in _ee(kind)),
     tuple(
-        Claim(f"EE {kind}, 2 points", kind, "expansion helps (Table)")
+        Claim(f"EE {kind}, 2 points", other, said)
         for kind in _EXPANDED
+        for other, said in (
+            (kind, "expansion helps (Table)"),
+            (f"EE {kind}, 0 points", "the points do, not the hardest pair alone"),
+        )
     ),
     (
         Sweep(
