@@ -244,8 +244,10 @@ def _ee(kind):
     """The base, and expansion with several numbers of points, of one loss."""
     base, settings = _EXPANDED[kind]
     about = {"sampler": "distinct"}
-    if kind == "n_pair":  # two images of a class are all that it looks at
-        about |= {"instances_per_class": 2, "optimizer.learning_rate": 1e-3}
+    if kind != "hphn_triplet":  # a pair is all that expansion sees of a class
+        about |= {"instances_per_class": 2}
+    if kind == "n_pair":
+        about |= {"optimizer.learning_rate": 1e-3}
     kept = {k: v for k, v in settings.items() if k not in ("mining", "squared")}
     yield Case(kind, about, {base: settings})
     for points in _POINTS:
