@@ -20,6 +20,7 @@ from metricjax.reports import checkup as report
 from metricjax.reports.checkup import Section
 from metricjax.reports.studies import Pictures
 from metricjax.reports.thumbnails import thumbnail
+from metricjax.wording import counted
 from metricjax.workdir import write_atomically
 
 MAX_PAIRS = 12
@@ -186,7 +187,7 @@ def _smallest_classes(findings: Findings) -> Section | None:
         split = _splits(findings.dataset)[title]
         index = np.flatnonzero(findings.readable_of(split) & (split.labels == c))[0]
         images.append(findings.number(split, index))
-        captions.append(f"{title.lower()}: {verdict.count(size, 'image')}")
+        captions.append(f"{title.lower()}: {counted(size, 'image')}")
     text = (
         "Classes of fewer than half the median number of images, one of each. "
         f"{_shown(len(smallest), MAX_PICTURES, 'class', 'classes')}"
@@ -204,8 +205,8 @@ def _lines(title: str, lines: Sequence[tuple[str, str]]) -> Section | None:
 
 
 def _shown(total: int, most: int, noun: str, plural: str | None = None) -> str:
-    counted = verdict.count(total, noun, plural)
-    return f"{counted}." if total <= most else f"{counted}; the first {most} are shown."
+    found = counted(total, noun, plural)
+    return f"{found}." if total <= most else f"{found}; the first {most} are shown."
 
 
 def _pictures(findings: Findings, title: str, images, captions=None) -> Pictures:

@@ -16,6 +16,7 @@ from metricjax.data.places import locked
 from metricjax.errors import InputError, disk_errors
 from metricjax.growing import Growing
 from metricjax.trained import Trained
+from metricjax.wording import counted
 
 
 def write(
@@ -60,8 +61,8 @@ def write(
         _finish(trained, split, rows, _digest(split, keys), out)
     rate = (len(split) - before) / seconds
     say_once(
-        f"{out}: {len(split):,} embeddings of {rows.width:,} numbers; "
-        f"{len(split) - before:,} images in {seconds:,.1f} s ({rate:,.0f}/s)."
+        f"{out}: {counted(len(split), 'embedding')} of {rows.width:,} numbers; "
+        f"{counted(len(split) - before, 'image')} in {seconds:,.1f} s ({rate:,.0f}/s)."
     )
 
 
@@ -116,7 +117,7 @@ def _begun(directory: Path, trained: Trained, keys) -> Growing:
             f"{_other(trained, rows.model)}: choose another --out, or delete the "
             "directory."
         )
-    say_once(f"Going on after {rows.count:,} images that are already embedded.")
+    say_once(f"Going on after {counted(rows.count, 'image')}.")
     return rows
 
 

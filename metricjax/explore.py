@@ -16,6 +16,7 @@ from metricjax.embedding import Embedded
 from metricjax.errors import InputError
 from metricjax.progress import progress_bar
 from metricjax.reports import explorer, sprites
+from metricjax.wording import counted
 from metricjax.workdir import write_atomically
 
 USAGE = """\
@@ -124,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
             tsne=options.tsne,
             progress=progress,
         )
-    say(f"{len(split):,} images in {options.out}")
+    say(f"{counted(len(split), 'image')} in {options.out}")
     return 0
 
 

@@ -19,6 +19,7 @@ from metricjax.embedding import Embedded
 from metricjax.errors import disk_errors
 from metricjax.growing import Growing
 from metricjax.trained import Trained
+from metricjax.wording import counted
 from metricjax.workdir import written_whole
 
 _LIMIT = 8 * 2**30  # bytes of all indexes; what was not used for longest goes first
@@ -54,7 +55,7 @@ class Keeper:
         left = Growing.found(unfinished)
         fresh = known.lacking(keys)
         if left is not None and left.is_of(model, keys[fresh]):
-            self.say(f"Going on after {left.count:,} images.")
+            self.say(f"Going on after {counted(left.count, 'image')}.")
         elif left is not None and left.model == model:
             # The gallery has changed since: keep what was made for what it was.
             known = known.joined(left.keys[: left.count], left.embedded)
@@ -64,7 +65,7 @@ class Keeper:
             left = None
         if len(fresh):
             of = "" if len(fresh) == len(keys) else f" of {len(keys):,} that are new"
-            self.say(f"Embedding {len(fresh):,} images{of}.")
+            self.say(f"Embedding {counted(len(fresh), 'image')}{of}.")
             width = self.trained.width
             left = left or Growing.begun(unfinished, model, keys[fresh], width)
             growing.fill(

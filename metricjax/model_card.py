@@ -13,6 +13,7 @@ from metricjax import card_snippets
 from metricjax.config import to_dict
 from metricjax.models.cost import count_parameters
 from metricjax.trained import Trained
+from metricjax.wording import counted
 
 _NORMALIZATIONS = {
     "imagenet": "ImageNet's mean and deviation of each channel",
@@ -107,7 +108,7 @@ def _data(results: Mapping) -> str:
             f" Digest of the list of images and labels: `{found['fingerprint']}`."
         )
     if found.get("skipped"):
-        lines.append(f"{len(found['skipped'])} files could not be read.")
+        lines.append(f"{counted(len(found['skipped']), 'file')} could not be read.")
     lines += [str(note) for note in found.get("notes") or ()]
     return "\n\n".join([" ".join(lines), _table(("", "classes", "images"), rows)])
 

@@ -32,6 +32,7 @@ from metricjax.meter import Meter
 from metricjax.models import pretrained
 from metricjax.reports import page
 from metricjax.run import Run
+from metricjax.wording import counted
 from metricjax.workdir import claim, write_atomically, written_whole
 
 
@@ -255,7 +256,8 @@ def _finish(run, state, selected, floor, name, began, say) -> None:
     )
     if len(run.skipped):
         unreadable = run.skipped.items()
-        say(f"{len(unreadable)} images could not be read, the first {unreadable[0][0]}")
+        images = counted(len(unreadable), "image")
+        say(f"{images} could not be read, the first {unreadable[0][0]}")
     say(f"results: {results_path}\nreport: {report}")
 
 

@@ -16,6 +16,7 @@ from metricjax.data import records, shard_writer
 from metricjax.data.datasets import Dataset
 from metricjax.data.places import Place, open_place
 from metricjax.errors import InputError
+from metricjax.wording import counted
 
 _SUFFIX = ".array_record"
 
@@ -247,4 +248,4 @@ def _contents(entries: list[dict[str, Any]]) -> str:
     """`2,731 images, 128.0 MiB`."""
     images = sum(entry["records"] for entry in entries)
     size = sum(entry["bytes"] for entry in entries) / (1 << 20)
-    return f"{images:,} images, {size:,.1f} MiB"
+    return f"{counted(images, 'image')}, {size:,.1f} MiB"

@@ -10,6 +10,7 @@ import numpy as np
 
 from metricjax.data.decks import ClassDecks, Deck
 from metricjax.errors import InputError
+from metricjax.wording import counted
 
 
 class Sampler(Protocol):
@@ -212,7 +213,7 @@ def few_images(left_out: int, least: int) -> tuple[str, ...]:
     """The note on classes that are left out because they have too few images."""
     if not left_out:
         return ()
-    classes = "1 class" if left_out == 1 else f"{left_out} classes"
+    classes = counted(left_out, "class", "classes")
     return (
         f"left out of the batches: {classes} of fewer than {least} images to train on",
     )

@@ -11,6 +11,7 @@ from metricjax.data.checking import (
     Findings,
 )
 from metricjax.data.datasets import Split
+from metricjax.wording import counted
 
 # A size is unusual from so many times the median on, or a quarter of it; and so is a
 # picture that is so many times as long as it is wide.
@@ -25,11 +26,6 @@ class Outlier:
     kind: str
 
 
-def count(number: int, noun: str, plural: str | None = None) -> str:
-    """`1 image`, `2,000 images`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def problems(findings: Findings) -> list[str]:
     """Why training or its evaluation would mean nothing; empty if they would not."""
     return list(_problems(findings))
@@ -40,29 +36,29 @@ def _problems(findings: Findings) -> Iterable[str]:
     total, bad = len(findings.sizes), len(findings.unreadable)
     if 2 * bad >= total:
         yield (
-            f"{bad:,} of {count(total, 'image')} cannot be read{_first_bad(findings)}: "
-            "replace the files."
+            f"{bad:,} of {counted(total, 'image')} cannot be "
+            f"read{_first_bad(findings)}: replace the files."
         )
     if bad == total:
         return
     usable = int((findings.class_sizes(train) >= 2).sum())
     if usable < 2:
         yield (
-            f"In train {count(usable, 'class has', 'classes have')} two readable "
+            f"In train {counted(usable, 'class has', 'classes have')} two readable "
             "images: an embedding is learned from at least two such classes; add "
             "images."
         )
     queries, answerable = _queries(findings)
     if not answerable:
         yield (
-            f"None of the {count(queries, 'query', 'queries')} of the test split has "
+            f"None of the {counted(queries, 'query', 'queries')} of the test split has "
             "another image of its class to find: nothing could be measured; add images "
             "or mark the gallery."
         )
     leaked, tested = len(findings.leaked), int(findings.readable_of(test).sum())
     if 2 * leaked > tested:
         yield (
-            f"{leaked:,} of {count(tested, 'test image')} are also in train: what is "
+            f"{leaked:,} of {counted(tested, 'test image')} are also in train: what is "
             "measured on them says nothing about new images; split the data anew."
         )
 
@@ -76,13 +72,13 @@ def _warnings(findings: Findings) -> Iterable[str]:
     bad, skipped = len(findings.unreadable), findings.dataset.skipped
     if 0 < 2 * bad < len(findings.sizes):
         yield (
-            f"{count(bad, 'image')} cannot be read{_first_bad(findings)}: training "
+            f"{counted(bad, 'image')} cannot be read{_first_bad(findings)}: training "
             "leaves such images out; replace or remove the files."
         )
     if skipped:
         name, reason = skipped[0]
         yield (
-            f"{count(len(skipped), 'file is', 'files are')} left out, the first "
+            f"{counted(len(skipped), 'file is', 'files are')} left out, the first "
             f"{name} ({reason})."
         )
     yield from _leaks(findings)
@@ -90,8 +86,8 @@ def _warnings(findings: Findings) -> Iterable[str]:
     yield from _lonely(findings)
     if len(findings.blank):
         yield (
-            f"{count(len(findings.blank), 'image is', 'images are')} of one shade, the "
-            f"first {findings.name(findings.blank[0])}: there is nothing to see."
+            f"{counted(len(findings.blank), 'image is', 'images are')} of one shade, "
+            f"the first {findings.name(findings.blank[0])}: there is nothing to see."
         )
     yield from _unusual_sizes(findings)
 
@@ -101,15 +97,16 @@ def _leaks(findings: Findings) -> Iterable[str]:
     leaked, nearly = len(findings.leaked), len(findings.nearly_leaked)
     if 0 < 2 * leaked <= tested:
         yield (
-            f"{leaked:,} of {count(tested, 'test image')} "
+            f"{leaked:,} of {counted(tested, 'test image')} "
             f"{'is' if leaked == 1 else 'are'} also in train, the first "
             f"{findings.name(findings.leaked[0])}: results on the test split will be "
             "too good; remove them from one side."
         )
     if nearly:
         yield (
-            f"{count(nearly, 'test image looks', 'test images look')} like a training "
-            f"image, the first {findings.name(findings.nearly_leaked[0])}: if they are "
+            f"{counted(nearly, 'test image looks', 'test images look')} like a "
+            "training image, the first "
+            f"{findings.name(findings.nearly_leaked[0])}: if they are "
             "copies, results on the test split will be too good."
         )
 
@@ -132,7 +129,7 @@ def _lonely(findings: Findings) -> Iterable[str]:
     lone = int((findings.class_sizes(findings.dataset.train) == 1).sum())
     if lone:
         yield (
-            f"{count(lone, 'training class has', 'training classes have')} a single "
+            f"{counted(lone, 'training class has', 'training classes have')} a single "
             "image: it has no partner, so the class is left out of training."
         )
     queries, answerable = _queries(findings)
@@ -151,7 +148,7 @@ def _unusual_sizes(findings: Findings) -> Iterable[str]:
         found = [words for words in found if not words.startswith("0 ")]
         width, height = findings.sizes[outliers[0].image]
         yield (
-            f"{count(len(outliers), 'image has', 'images have')} an unusual size "
+            f"{counted(len(outliers), 'image has', 'images have')} an unusual size "
             f"({', '.join(found)}), the first {findings.name(outliers[0].image)} "
             f"({width} x {height} pixels)."
         )
@@ -192,10 +189,10 @@ def _facts(findings: Findings) -> Iterable[str]:
         return
     yield f"Train: {_split(findings, train)}."
     queries, answerable = _queries(findings)
-    yield f"Test: {_split(findings, test)}; {count(queries, 'query', 'queries')}."
+    yield f"Test: {_split(findings, test)}; {counted(queries, 'query', 'queries')}."
     shared = len(set(train.class_names) & set(test.class_names))
     if shared:
-        yield f"Closed set: {count(shared, 'class', 'classes')} in both splits."
+        yield f"Closed set: {counted(shared, 'class', 'classes')} in both splits."
     yield _batches(findings.class_sizes(train))
     yield _sizes(findings)
     if findings.formats:
@@ -228,8 +225,8 @@ def _split(findings: Findings, split: Split) -> str:
     low, high = sizes.min(), sizes.max()
     spread = f"{low} to {high} of each (median {np.median(sizes):g})"
     return (
-        f"{count(int(sizes.sum()), 'readable image')} of "
-        f"{count(int((sizes > 0).sum()), 'class', 'classes')}, "
+        f"{counted(int(sizes.sum()), 'readable image')} of "
+        f"{counted(int((sizes > 0).sum()), 'class', 'classes')}, "
         + (spread if low < high else f"{low} of each")
     )
 
@@ -238,7 +235,7 @@ def _batches(sizes: np.ndarray) -> str:
     two, four = int((sizes >= 2).sum()), int((sizes >= 4).sum())
     repeats = f" ({two:,} if the others repeat theirs)" if four < two else ""
     return (
-        f"A batch holds at most {count(two, 'class', 'classes')} of 2 images, or "
+        f"A batch holds at most {counted(two, 'class', 'classes')} of 2 images, or "
         f"{four:,} of 4{repeats}."
     )
 
