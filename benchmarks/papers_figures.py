@@ -71,6 +71,7 @@ def _sweep(axes, sweep, runs):
         axes.errorbar(places, means, reach, color=colour, label=label, lw=1.2,
                       marker="o", ms=3.5, elinewidth=0.8)  # fmt: skip
     axes.set_xticks(range(len(values)), values)
+    axes.set_xlim(-0.4, len(values) - 0.6)
     if len(sweep.lines) > 1:
         place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3}
         axes.legend(fontsize=8, frameon=False, **place)
