@@ -1,17 +1,11 @@
-"""Eight host devices for every test, set before JAX starts its backend.
-
-XLA ends a process whose devices have not all come to an all-reduce within 40 s, as they
-have not where the machine itself stood still; here it waits for ten minutes.
-"""
+"""Eight host devices for every test, set before JAX starts its backend."""
 
 import os
 
+from devices import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
-)
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + xla_flags(8)
 
 import browser as browsers  # noqa: E402
 import jax  # noqa: E402

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tiny as tiny_module
+from devices import xla_flags
 
 from metricjax import program_cache, vectors
 from metricjax.data.collections import open_collection
@@ -185,7 +186,7 @@ def test_unfinished_embeddings_of_something_else(tiny, opened, tmp_path, capsys)
 def environment(tiny, devices=1):
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(tiny.directory / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

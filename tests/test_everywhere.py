@@ -16,6 +16,7 @@ import everywhere
 import jax
 import numpy as np
 import pytest
+from devices import xla_flags
 
 from metricjax.loss_terms import LOSSES
 
@@ -76,7 +77,7 @@ def of_hosts(tmp_path_factory):
                 "JAX_NUM_PROCESSES": str(HOSTS),
                 "JAX_PROCESS_ID": str(number),
                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+                "XLA_FLAGS": xla_flags(DEVICES),
             },
         )
         for number in range(HOSTS)

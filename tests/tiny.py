@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
+from devices import xla_flags
 from PIL import Image, ImageDraw
 
 CONFIG = """\
@@ -128,7 +129,7 @@ class Tiny:
         settings = [f"--config.{override}" for override in overrides]
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": xla_flags(devices),
         }
         if not self.optimized:
             environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
