@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 
-PAGES = Path(__file__).parents[1] / "docs"
+from metricjax.config import default_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = ROOT / "docs"
 # A snippet, and what it prints if it prints anything.
 SNIPPET = re.compile(r"```python\n(.*?)```\n(?:```text\n(.*?)```\n)?", re.DOTALL)
+
+
+def pages():
+    """Every page of the repository."""
+    folders = (ROOT, PAGES, ROOT / "configs", ROOT / "launch", ROOT / "benchmarks")
+    found = [page for folder in folders for page in sorted(folder.glob("*.md"))]
+    return found + sorted((ROOT / "benchmarks" / "results").rglob("*.md"))
 
 
 @pytest.mark.parametrize("page", ["how-evaluators-fail.md"])
@@ -27,10 +37,46 @@ def test_snippets_print_what_the_page_says(page, tmp_path, monkeypatch):
         assert printed.getvalue() == said, code
 
 
-def test_links_within_a_page_lead_somewhere():
-    for page in PAGES.glob("*.md"):
-        text = page.read_text(encoding="utf-8")
-        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-        there = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
-        for target in re.findall(r"\]\(#([^)]*)\)", text):
-            assert target in there, (page.name, target)
+def anchors(text):
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]*)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        place = (page.parent / file) if file else page
+        assert place.exists(), target
+        if anchor:
+            assert anchor in anchors(place.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_modules_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    files = re.findall(
+        r"\b((?:configs|tests|launch|benchmarks|docs)/[\w/.-]*\.\w+)", text
+    )
+    modules = re.findall(r"python3? -m (metricjax\.[a-z]+)", text)
+    for name in files:
+        assert (ROOT / name).exists(), name
+    for name in modules:
+        assert (ROOT / f"{name.replace('.', '/')}.py").exists(), name
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_settings_that_are_named_exist(page):
+    settings = default_config()
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"--config\.([a-z_][\w.]*)", text):
+        value = settings
+        for part in name.split("."):
+            if not value:  # terms, whose names are a config's own
+                break
+            assert part in value, name
+            value = value[part]
