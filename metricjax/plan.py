@@ -25,6 +25,7 @@ from metricjax.data.sampling import least_images
 from metricjax.room import Room, size_of
 from metricjax.run import Run, open_data
 from metricjax.trial import Trial, run_steps, search_seconds
+from metricjax.wording import counted
 
 
 def plan(config: RunConfig, name: str) -> None:
@@ -189,7 +190,7 @@ class _Plan:
         size = self._run.config.batch_size
         self._say(
             f"time of a step: {trial.seconds:.3g} s, {size / trial.seconds:.3g} "
-            f"images/s, measured over {trial.steps} steps on random images"
+            f"images/s, measured over {counted(trial.steps, 'step')} on random images"
         )
         if trial.memory is not None:
             compiled = programs.memory(program)
