@@ -3,7 +3,7 @@
     python benchmarks/papers.py TABLE --root DIR [--seeds 0,1,2] [--data grocery]
     python benchmarks/papers.py --report
 
-TABLE is cgd, abe, hpl or ee, or several by commas. DIR has omniglot.zip and
+TABLE is cgd, abe, hpl, ee or long, or several by commas. DIR has omniglot.zip and
 grocery.zip, each images and a labels.csv (path,label,category,split). Every run trains
 as `python -m metricjax.main` does, its best step chosen on held-out training classes,
 and is judged on unseen ones; images are decoded once for all runs, and nothing but the
@@ -95,7 +95,7 @@ def _run_all(options):
     print(f"{len(done)} runs are done, {len(runs)} to do, {options.jobs} at a time")
     fork = multiprocessing.get_context("fork")
     settling = fork.Value("i", 0), options.jobs
-    work = functools.partial(_line, steps=20 if options.quick else papers_cases.STEPS)
+    work = functools.partial(_line, quick=options.quick)
     with (
         fork.Pool(options.jobs, _settle, settling) as pool,
         progress_bar("runs") as progress,
@@ -149,10 +149,10 @@ def _source(data, options):
     return source
 
 
-def _config(table, name, data, root=None, **settings):
+def _config(table, name, data, root=None, quick=False, **settings):
     from metricjax.config import from_config_dict
 
-    config = from_config_dict(papers_cases.config_of(table, name, data))
+    config = from_config_dict(papers_cases.config_of(table, name, data, quick))
     config = replace(config, data=replace(config.data, root=root and str(root)))
     return replace(config, **settings)
 
@@ -169,23 +169,20 @@ def _settle(counter, jobs):
     program_cache.use()
 
 
-def _line(planned, steps):
+def _line(planned, quick):
     """Train one case; the table, and the line that tells of it."""
     import papers_run
 
     table, data, seed, name = planned
     case, began = papers_cases.TABLES[table].case(name), time.time()
-    config = _config(table, name, data, seed=seed, steps=steps)
-    if steps < papers_cases.STEPS:
-        rates = replace(config.optimizer, warmup_steps=2)
-        config = replace(config, optimizer=rates, eval_every=10)
+    config = _config(table, name, data, seed=seed, quick=quick)
     results = papers_run.trained(config, _DATASETS[data], case.networks)
     if case is papers_cases.TABLES[table].cases[0]:
         results["floor"] = papers_run.pixels(config, _DATASETS[data])
     seconds = round(time.time() - began, 1)
     return table, {
         "data": data, "seed": seed, "case": name, "results": results,
-        "seconds": seconds, "steps": steps, **_machine(),
+        "seconds": seconds, "steps": config.steps, **_machine(),
     }  # fmt: skip
 
 

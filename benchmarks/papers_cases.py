@@ -53,6 +53,7 @@ class Table:
     cases: tuple[Case, ...]
     claims: tuple[Claim, ...]
     sweeps: tuple[Sweep, ...] = ()
+    steps: int = STEPS
 
     def case(self, name: str) -> Case:
         return next(case for case in self.cases if case.name == name)
@@ -105,10 +106,11 @@ _CGD = Table(
 )
 
 
-def _abe(name, learners, divergence=1.0, head="abe", **settings):
-    # All pairs, those of one class with the weight of the others: 32 pairs a batch, as
-    # in the paper, leave these networks below raw pixels after 400 steps.
-    losses = {"contrastive": {"reduction": "nonzero"}}
+_ALL_PAIRS = {"reduction": "nonzero"}  # those of one class weigh as much as the others
+
+
+def _abe(name, learners, divergence=1.0, head="abe", pairs=_ALL_PAIRS, **settings):
+    losses = {"contrastive": pairs}
     if learners > 1 and divergence:
         losses["divergence"] = {"weight": divergence}
     about = {"model.head": head, "model.learners": learners}
@@ -132,6 +134,7 @@ _ABE = Table(
         *(_abe(f"ABE-8, lambda {value:g}", 8, value) for value in _LAMBDAS),
         _abe("ABE-8, behind stage1", 8, **{"model.branch_after": "stage1"}),
         _abe("ABE-8, attention of 1 block", 8, **{"model.attention_blocks": 1}),
+        _abe("ABE-8, 32 pairs", 8, pairs={"among": "adjacent"}, sampler="pairs"),
     ),
     (
         Claim("ABE-8", "ABE-1", "eight learners above one"),
@@ -142,6 +145,7 @@ _ABE = Table(
         Claim("8 heads", "1 heads", "eight heads above one (Table 1)"),
         Claim("ABE-8", "ABE-8, no divergence", "divergence is needed (Table 2)"),
         Claim("ABE-8", "ABE-8, lambda 0.1", "lambda of 1 above 0.1 (Fig. 7 c)"),
+        Claim("ABE-8", "ABE-8, 32 pairs", "all pairs of a batch above 32 (ours)"),
     ),
     (
         Sweep(
@@ -282,18 +286,45 @@ _EE = Table(
     ),
 )
 
-TABLES = {"cgd": _CGD, "abe": _ABE, "hpl": _HPL, "ee": _EE}
+_LONG_OF = (
+    (_CGD, ("SG", "SG, classifier", "SG, temperature", "SG, smoothing")),
+    (_HPL, ("NCA", "HPL-NCA, w1 0.1", "PA", "HPL-PA, w1 0.1")),
+    (
+        _EE,
+        tuple(
+            name
+            for kind in ("triplet", "multi_similarity")
+            for name in (kind, f"EE {kind}, 0 points", f"EE {kind}, 2 points")
+        ),
+    ),
+)
+_LONG = Table(
+    "Four times the steps: what of it is left",
+    tuple(table.case(name) for table, names in _LONG_OF for name in names),
+    tuple(
+        claim
+        for table, names in _LONG_OF
+        for claim in table.claims
+        if {claim.better, claim.worse} <= set(names)
+    ),
+    steps=4 * STEPS,
+)
+
+TABLES = {"cgd": _CGD, "abe": _ABE, "hpl": _HPL, "ee": _EE, "long": _LONG}
 DATA = ("omniglot", "grocery")
 
 
-def config_of(table: str, name: str, data: str):
-    """The config of a case on a data set, as config files give it."""
-    case = TABLES[table].case(name)
+def config_of(table: str, name: str, data: str, quick: bool = False):
+    """The config of a case on a data set, as config files give it.
+
+    `quick` is for 20 steps of it, to see that it runs.
+    """
+    steps, case = TABLES[table].steps, TABLES[table].case(name)
     config = default_config()
     config.batch_size = 64
     config.instances_per_class = 4
-    config.steps = STEPS
-    config.eval_every = STEPS // 4
+    config.steps = steps
+    config.eval_every = steps // 4
     config.data.name = "packed" if data == "grocery" else "folder"
     config.data.transform.image_size = 28 if data == "omniglot" else 32
     config.data.transform.channels = 1 if data == "omniglot" else 3
@@ -314,4 +345,9 @@ def config_of(table: str, name: str, data: str):
         for group in groups:
             place = place[group]
         place[last] = value
+    if quick:
+        config.steps, config.eval_every, config.optimizer.warmup_steps = 20, 10, 2
+        for term in config.objective.terms.values():
+            if "warmup" in term:
+                term.warmup = 5
     return config

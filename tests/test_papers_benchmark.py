@@ -32,7 +32,9 @@ def test_every_case_is_a_config(name):
         for data in papers_cases.DATA:
             config = from_config_dict(papers_cases.config_of(name, case, data))
             assert config.model.dim == papers_cases.DIM
-            assert config.steps == papers_cases.STEPS
+            assert config.steps == table.steps
+            quick = papers_cases.config_of(name, case, data, quick=True)
+            assert from_config_dict(quick).steps == 20
     for claim in table.claims:
         assert table.case(claim.better) is not table.case(claim.worse)
 
