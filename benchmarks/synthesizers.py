@@ -16,6 +16,14 @@ from metricjax.losses import embedding_expansion
 
 FEATURES, DIM, CLASSES = 1024, 512, 98
 MARGIN = 0.1
+# Of each loss with and without expansion: settings, and those without.
+LOSSES = {
+    "triplet": ({"margin": MARGIN}, {"mining": "all"}),
+    "hphn_triplet": ({"margin": MARGIN}, {"mining": "hard"}),
+    "n_pair": ({}, {}),
+    "lifted_structure": ({}, {}),
+    "multi_similarity": ({}, {}),
+}
 
 
 class Embedding(nn.Module):
@@ -86,9 +94,9 @@ class Head:
     """What stands behind a backbone: embeddings, loss, generator, optimisers.
 
     Args:
-      loss: "triplet" or "n_pair".
-      method: "plain", "expansion", "hdml" or "daml"; of n_pair not "daml", which makes
-        triplets.
+      loss: of `LOSSES`.
+      method: "plain" or "expansion"; of "triplet" and "n_pair" also "hdml"; of
+        "triplet" also "daml".
       points: of expansion.
     """
 
@@ -133,20 +141,19 @@ class Head:
         if self._method == "plain":
             return self._plain(rows, labels)
         if self._method == "expansion":
-            options = {"points": self._points}
-            if self._loss == "triplet":
-                options["margin"] = MARGIN
-                return embedding_expansion.triplet(unit(rows), labels, **options)
-            options["normalize"] = True
-            return embedding_expansion.n_pair(rows, labels, **options)
+            options = {"points": self._points, "normalize": True}
+            expanded = getattr(embedding_expansion, self._loss)
+            rows = rows if self._loss == "n_pair" else unit(rows)
+            return expanded(rows, labels, **options, **LOSSES[self._loss][0])
         if self._method == "daml":
             return self._plain(rows, labels) + self._daml(params, rows)
         return self._plain(rows, labels) + self._hdml(params, rows, features, labels)
 
     def _plain(self, rows, labels):
-        if self._loss == "triplet":
-            return losses.triplet(unit(rows), labels, mining="all", margin=MARGIN)
-        return losses.n_pair(rows, labels)
+        loss = getattr(losses, self._loss.removeprefix("hphn_"))
+        shared, own = LOSSES[self._loss]
+        rows = rows if self._loss == "n_pair" else unit(rows)
+        return loss(rows, labels, **shared, **own)
 
     def _daml(self, params, rows):
         anchors, positives, negatives = triplets(rows)
