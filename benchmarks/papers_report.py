@@ -68,8 +68,8 @@ def _section(data, table, runs):
         "",
         f"Seeds {_all(runs, 'seed')}; {runs[0]['steps']} steps{pixels}.",
         "",
-        "| | Recall@1 | MAP@R | each learner |",
-        "|---|---|---|---|",
+        "| | seeds | Recall@1 | MAP@R | each learner |",
+        "|---|---|---|---|---|",
     )
     for case, by_seed in of_case.items():
         if by_seed:
@@ -89,7 +89,8 @@ def _row(case, runs):
     cut = sum("not_finite_after" in run["results"] for run in runs)
     if cut:
         case += f" ({cut} of {len(runs)} runs met a loss that is not finite)"
-    return f"| {case} | {_mean(runs, METRIC)} | {_mean(runs, 'map@r')} | {alone} |"
+    means = " | ".join(_mean(runs, metric) for metric in (METRIC, "map@r"))
+    return f"| {case} | {len(runs)} | {means} | {alone} |"
 
 
 def _all(runs, what):
