@@ -1,39 +1,22 @@
 """A run from its start, or where it stopped, to results.json and report.html."""
 
-import importlib.metadata
-import json
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import jax
 
-from metricjax import (
-    agreement,
-    analyses,
-    bucket,
-    explore,
-    judging,
-    mesh,
-    outcomes,
-    step,
-    thresholds,
-)
-from metricjax.checkpoints import digest
-from metricjax.config import RunConfig, to_dict
+from metricjax import agreement, bucket, judging, mesh, step
+from metricjax.config import RunConfig
 from metricjax.data import pipeline
-from metricjax.errors import disk_errors
-from metricjax.journal import Journal, read_history
+from metricjax.finishing import finish
+from metricjax.journal import Journal
 from metricjax.meter import Meter
-from metricjax.models import pretrained
-from metricjax.reports import page
 from metricjax.run import Run
-from metricjax.wording import counted
-from metricjax.workdir import claim, write_atomically, written_whole
+from metricjax.workdir import claim
 
 
 def train(config: RunConfig, workdir: Path | str, name: str) -> bool:
@@ -85,7 +68,7 @@ def _train(config, place, name, began, say) -> bool:
             return False
         checkpoints.wait()
         selected = checkpoints.restore_best(run.abstract_state, say)
-        _finish(run, state, selected, floor, name, began, lambda s: say(place.shown(s)))
+        finish(run, state, selected, floor, name, began, lambda s: say(place.shown(s)))
     return True
 
 
@@ -158,109 +141,6 @@ def _validate(run, state, done, journal) -> dict[str, float]:
     return values
 
 
-def _finish(run, state, selected, floor, name, began, say) -> None:
-    """Judge the selected parameters on the test classes; write all that is left."""
-    selected_step, chosen = selected or (run.config.steps, state)
-    test, evaluation = run.dataset.test, run.config.evaluation
-    untrained = run.embed(run.init_state().variables, test)
-    trained = run.embed(chosen.variables, test)
-    judge = partial(
-        judging.judge,
-        split=test,
-        config=evaluation,
-        bootstrap=evaluation.bootstrap,
-        devices=run.mesh,
-        by_class=True,
-    )
-    results = judge(trained, per_query=True)
-    per_query = results.pop("per_query")
-    results |= judging.cluster(trained, test, evaluation, run.config.seed, run.mesh)
-    if run.config.model.ensemble > 1:
-        results["learners"] = judging.judge_learners(
-            trained, test, evaluation, run.config.model.ensemble
-        )
-    held_out = None
-    if not evaluation.select_on_test:
-        held_out = run.embed(chosen.variables, run.validation), run.validation
-    history = read_history(run.workdir / "metrics.jsonl")
-    results |= {
-        "floor": floor,
-        "untrained": judge(untrained),
-        "validation": _last(history, "validation", selected_step),
-        "compiled": _last(history, "compiled"),
-        "selected_step": selected_step,
-        "selected_by": f"{evaluation.select_by} on "
-        + ("test" if evaluation.select_on_test else "held-out training")
-        + " classes",
-        "selected_on_test": evaluation.select_on_test,
-        "parameters_sha256": digest(mesh.to_host(state.trained)),
-        "config": name,
-        "seed": run.config.seed,
-        "steps": run.config.steps,
-        "dataset": run.describe(),
-        "warnings": [x["message"] for x in history if x["kind"] == "warning"],
-        "seconds": round(time.perf_counter() - began, 1),
-        "versions": _versions(),
-    }
-    if jax.process_index() != 0:
-        return
-    calibrated, verification = thresholds.of_run(
-        held_out,
-        (trained, test),
-        bootstrap=evaluation.bootstrap,
-        seed=run.config.seed,
-    )
-    results |= calibrated
-    pretrained.save(
-        run.workdir / "model.safetensors", run.model, mesh.to_host(chosen.variables)
-    )
-    with written_whole(run.workdir / outcomes.FILE) as temporary:
-        temporary.write_bytes(outcomes.pack(per_query, test))
-    results_path = run.workdir / "results.json"
-    write_atomically(results_path, json.dumps(results, indent=1) + "\n")
-    explorer = run.workdir / "explorer.html"
-    explore.write(
-        explorer,
-        trained,
-        test,
-        per_query,
-        title=explore.title_of(run.config.data.root, run.dataset.name),
-        seed=run.config.seed,
-        report="report.html",
-        threads=run.config.data.threads,
-    )
-    report = run.workdir / "report.html"
-    queries = judging.sample_queries(trained, test, run.config.seed)
-    learnt = mesh.to_host((chosen.variables, state.proxies, state.objective))
-    found = analyses.of_run(run, *learnt, trained, queries, results)
-    with disk_errors(report):
-        page.write(
-            report,
-            results=results,
-            history=[line for line in history if line["kind"] != "compiled"],
-            config=to_dict(run.config),
-            galleries={
-                "before": judging.gallery(untrained, test, queries),
-                "after": judging.gallery(trained, test, queries),
-            },
-            image=test.read,
-            name=lambda index: test.names[index],
-            studies=[*verification, *found],
-            explorer=explorer.name,
-        )
-    low, high = results["intervals"]["recall@1"]
-    say(
-        f"unseen classes: Recall@1 {results['recall@1']:.3f} (95% interval {low:.3f} "
-        f"to {high:.3f}), untrained {results['untrained']['recall@1']:.3f}, raw pixels "
-        f"{floor:.3f}"
-    )
-    if len(run.skipped):
-        unreadable = run.skipped.items()
-        images = counted(len(unreadable), "image")
-        say(f"{images} could not be read, the first {unreadable[0][0]}")
-    say(f"results: {results_path}\nreport: {report}")
-
-
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
     """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts as usual."""
@@ -279,19 +159,6 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _last(history, kind, at_step=None) -> dict[str, float]:
-    """The last line of a kind, of one step if it is given, without its kind."""
-    for line in reversed(history):
-        if line["kind"] == kind and at_step in (None, line["step"]):
-            return {name: value for name, value in line.items() if name != "kind"}
-    return {}
-
-
-def _versions() -> dict[str, str]:
-    names = ("metricjax", "jax", "jaxlib", "flax", "optax", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _silent(sentence: str) -> None:

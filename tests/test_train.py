@@ -283,7 +283,7 @@ def test_a_lost_report_is_written_again(tiny, tmp_path):
 # Each sends a signal to its own process at a definite moment of the run.
 SEND = """
 import os, signal
-from metricjax import journal, checkpoints, train
+from metricjax import journal, checkpoints, finishing, train
 def at(module, name, wanted, moment):
     real, seen = getattr(module, name), [0]
     def send():
@@ -316,10 +316,10 @@ MOMENTS = {
     "while saving": ({5, 10, 15}, SAVE.format(15, "after")),
     "before validation": ({5, 10, 15}, VALIDATE.format("before")),
     "after validation": ({5, 10, 15}, VALIDATE.format("after")),
-    "before the results": ({30}, 'at(train, "_finish", lambda *_: True, "before")'),
+    "before the results": ({30}, 'at(train, "finish", lambda *_: True, "before")'),
     "before the report": (
         {30},
-        'at(train.page, "write", lambda *_, **__: True, "before")',
+        'at(finishing.page, "write", lambda *_, **__: True, "before")',
     ),
 }
 

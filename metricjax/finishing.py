@@ -1,0 +1,178 @@
+"""The end of a run: test images judged, and the files that are left."""
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+
+from metricjax import analyses, explore, judging, mesh, outcomes, thresholds
+from metricjax.checkpoints import digest
+from metricjax.config import to_dict
+from metricjax.errors import disk_errors
+from metricjax.journal import read_history
+from metricjax.models import pretrained
+from metricjax.reports import page
+from metricjax.run import Run
+from metricjax.step import TrainState
+from metricjax.wording import counted
+from metricjax.workdir import write_atomically, written_whole
+
+
+def finish(
+    run: Run,
+    state: TrainState,
+    selected: tuple[int, TrainState] | None,
+    floor: float,
+    name: str,
+    began: float,
+    say: Callable[[str], None],
+) -> None:
+    """Judge the selected parameters on the test classes; write all that is left.
+
+    Args:
+      run: what was trained.
+      state: after the last step.
+      selected: the step that held-out classes chose and the state after it; None: the
+        last.
+      floor: Recall@1 of raw pixels.
+      name: what to call the config.
+      began: `time.perf_counter()` at the start.
+      say: what to do with a sentence.
+    """
+    selected_step, chosen = selected or (run.config.steps, state)
+    test = run.dataset.test
+    untrained = run.embed(run.init_state().variables, test)
+    trained = run.embed(chosen.variables, test)
+    results, per_query = _judged(run, trained, untrained)
+    held_out = None
+    if not run.config.evaluation.select_on_test:
+        held_out = run.embed(chosen.variables, run.validation), run.validation
+    history = read_history(run.workdir / "metrics.jsonl")
+    results |= {"floor": floor, "selected_step": selected_step, "config": name}
+    results |= _origin(run, history, selected_step)
+    results["parameters_sha256"] = digest(mesh.to_host(state.trained))
+    results["seconds"] = round(time.perf_counter() - began, 1)
+    if jax.process_index() != 0:
+        return
+    calibrated, verification = thresholds.of_run(
+        held_out,
+        (trained, test),
+        bootstrap=run.config.evaluation.bootstrap,
+        seed=run.config.seed,
+    )
+    results |= calibrated
+    pretrained.save(
+        run.workdir / "model.safetensors", run.model, mesh.to_host(chosen.variables)
+    )
+    with written_whole(run.workdir / outcomes.FILE) as temporary:
+        temporary.write_bytes(outcomes.pack(per_query, test))
+    results_path = run.workdir / "results.json"
+    write_atomically(results_path, json.dumps(results, indent=1) + "\n")
+    learnt = mesh.to_host((chosen.variables, state.proxies, state.objective))
+    embedded = untrained, trained
+    report = _pages(run, embedded, per_query, learnt, verification, results, history)
+    say(_told(results))
+    if len(run.skipped):
+        unreadable = run.skipped.items()
+        images = counted(len(unreadable), "image")
+        say(f"{images} could not be read, the first {unreadable[0][0]}")
+    say(f"results: {results_path}\nreport: {report}")
+
+
+def _judged(run, trained, untrained):
+    """What test classes say: results, and those of each query."""
+    test, evaluation = run.dataset.test, run.config.evaluation
+    judge = partial(
+        judging.judge,
+        split=test,
+        config=evaluation,
+        bootstrap=evaluation.bootstrap,
+        devices=run.mesh,
+        by_class=True,
+    )
+    results = judge(trained, per_query=True)
+    per_query = results.pop("per_query")
+    results |= judging.cluster(trained, test, evaluation, run.config.seed, run.mesh)
+    learners = run.config.model.ensemble
+    if learners > 1:
+        each = judging.judge_learners(trained, test, evaluation, learners)
+        results["learners"] = each
+    return results | {"untrained": judge(untrained)}, per_query
+
+
+def _origin(run, history, selected_step) -> dict:
+    """What results come of: settings, data, how they were selected, versions."""
+    evaluation = run.config.evaluation
+    classes = "test" if evaluation.select_on_test else "held-out training"
+    return {
+        "validation": _last(history, "validation", selected_step),
+        "compiled": _last(history, "compiled"),
+        "selected_by": f"{evaluation.select_by} on {classes} classes",
+        "selected_on_test": evaluation.select_on_test,
+        "seed": run.config.seed,
+        "steps": run.config.steps,
+        "dataset": run.describe(),
+        "warnings": [x["message"] for x in history if x["kind"] == "warning"],
+        "versions": _versions(),
+    }
+
+
+def _pages(run, embedded, per_query, learnt, verification, results, history) -> Path:
+    """Write explorer.html and report.html; where the report is."""
+    test, config = run.dataset.test, run.config
+    untrained, trained = embedded
+    explorer, report = run.workdir / "explorer.html", run.workdir / "report.html"
+    explore.write(
+        explorer,
+        trained,
+        test,
+        per_query,
+        title=explore.title_of(config.data.root, run.dataset.name),
+        seed=config.seed,
+        report=report.name,
+        threads=config.data.threads,
+    )
+    queries = judging.sample_queries(trained, test, config.seed)
+    found = analyses.of_run(run, *learnt, trained, queries, results)
+    with disk_errors(report):
+        page.write(
+            report,
+            results=results,
+            history=[line for line in history if line["kind"] != "compiled"],
+            config=to_dict(config),
+            galleries={
+                "before": judging.gallery(untrained, test, queries),
+                "after": judging.gallery(trained, test, queries),
+            },
+            image=test.read,
+            name=lambda index: test.names[index],
+            studies=[*verification, *found],
+            explorer=explorer.name,
+        )
+    return report
+
+
+def _told(results) -> str:
+    low, high = results["intervals"]["recall@1"]
+    return (
+        f"unseen classes: Recall@1 {results['recall@1']:.3f} (95% interval {low:.3f} "
+        f"to {high:.3f}), untrained {results['untrained']['recall@1']:.3f}, raw pixels "
+        f"{results['floor']:.3f}"
+    )
+
+
+def _last(history, kind, at_step=None) -> dict[str, float]:
+    """The last line of a kind, of one step if it is given, without its kind."""
+    for line in reversed(history):
+        if line["kind"] == kind and at_step in (None, line["step"]):
+            return {name: value for name, value in line.items() if name != "kind"}
+    return {}
+
+
+def _versions() -> dict[str, str]:
+    names = ("metricjax", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
