@@ -3,8 +3,9 @@
     python benchmarks/papers.py TABLE --root DIR [--seeds 0,1,2] [--data grocery]
     python benchmarks/papers.py --report
 
-TABLE is cgd, abe, hpl, ee or long, or several by commas. DIR has omniglot.zip and
-grocery.zip, each images and a labels.csv (path,label,category,split). Every run trains
+TABLE is cgd, abe, hpl, ee or warm, or several by commas; warm has cases of the others,
+each begun with a backbone that another loss has trained as long. DIR has omniglot.zip
+and grocery.zip, each images and a labels.csv (path,label,category,split). A run trains
 as `python -m metricjax.main` does, its best step chosen on held-out training classes,
 and is judged on unseen ones; images are decoded once for all runs, and nothing but the
 metrics is kept. `--jobs` of them go at a time. Stopped at any moment, the same command
@@ -50,6 +51,8 @@ def parse(arguments):
     unknown = set(options.tables) - papers_cases.TABLES.keys()
     if unknown or not (options.tables or options.report):
         parser.error(f"name tables of {', '.join(papers_cases.TABLES)}, or --report")
+    if options.pages and "warm" in options.tables:
+        parser.error("--pages is not for warm, whose backbones are trained before")
     options.names = options.cases.split(";") if options.cases else None
     there = {c.name for name in options.tables for c in papers_cases.TABLES[name].cases}
     for name in set(options.names or ()) - there:
@@ -95,11 +98,15 @@ def _run_all(options):
     print(f"{len(done)} runs are done, {len(runs)} to do, {options.jobs} at a time")
     fork = multiprocessing.get_context("fork")
     settling = fork.Value("i", 0), options.jobs
-    work = functools.partial(_line, quick=options.quick)
+    work = functools.partial(_line, quick=options.quick, packed=options.packed)
+    begin = functools.partial(_begin, quick=options.quick, packed=options.packed)
+    begun = {(d, s) for t, d, s, _ in runs if papers_cases.TABLES[t].start}
     with (
         fork.Pool(options.jobs, _settle, settling) as pool,
         progress_bar("runs") as progress,
     ):
+        for data, seed in pool.imap_unordered(begin, sorted(begun)):
+            print(f"{data} seed {seed}: there is a backbone to begin with", flush=True)
         for number, (table, line) in enumerate(pool.imap_unordered(work, runs), 1):
             progress(number, len(runs))
             recall = line["results"]["recall@1"]
@@ -169,13 +176,34 @@ def _settle(counter, jobs):
     program_cache.use()
 
 
-def _line(planned, quick):
+def _weights(packed, data, seed, quick):
+    """Where the backbone lies with which runs of a seed begin."""
+    return packed / f"{'quick' if quick else 'start'}_{data}_{seed}.safetensors"
+
+
+def _begin(data_seed, quick, packed):
+    """Train that backbone, if it is not there."""
+    import papers_run
+
+    data, seed = data_seed
+    path = _weights(packed, data, seed, quick)
+    if not path.exists():
+        start = papers_cases.TABLES["warm"].start
+        config = _config("ee", start, data, seed=seed, quick=quick)
+        papers_run.save_trained(config, _DATASETS[data], path)
+    return data_seed
+
+
+def _line(planned, quick, packed):
     """Train one case; the table, and the line that tells of it."""
     import papers_run
 
     table, data, seed, name = planned
     case, began = papers_cases.TABLES[table].case(name), time.time()
     config = _config(table, name, data, seed=seed, quick=quick)
+    if papers_cases.TABLES[table].start:
+        weights = str(_weights(packed, data, seed, quick))
+        config = replace(config, model=replace(config.model, pretrained=weights))
     results = papers_run.trained(config, _DATASETS[data], case.networks)
     if case is papers_cases.TABLES[table].cases[0]:
         results["floor"] = papers_run.pixels(config, _DATASETS[data])

@@ -47,13 +47,17 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Table:
-    """Cases that are compared, all at equal steps, batches and embedding lengths."""
+    """Cases that are compared, all at equal steps, batches and embedding lengths.
+
+    Attributes:
+      start: the case of EE's table that trains the backbone with which each begins.
+    """
 
     title: str
     cases: tuple[Case, ...]
     claims: tuple[Claim, ...]
     sweeps: tuple[Sweep, ...] = ()
-    steps: int = STEPS
+    start: str | None = None
 
     def case(self, name: str) -> Case:
         return next(case for case in self.cases if case.name == name)
@@ -311,31 +315,40 @@ _EE = Table(
     ),
 )
 
-_LONG_OF = (
-    (_CGD, ("SG", "SG, ranking alone", "SG, classifier", "SG, temperature")),
-    (_HPL, ("NCA", "HPL-NCA, w1 0.1", "PA", "HPL-PA, w1 0.1")),
+_WARM_OF = (
+    (
+        _CGD,
+        (
+            "SG, ranking alone",
+            "SG, classifier",
+            "SG, temperature",
+            "SG, smoothing",
+            "SG",
+        ),
+    ),
+    (_HPL, ("NCA", "HPL-NCA, w1 0.1")),
     (
         _EE,
         tuple(
             name
-            for kind in ("triplet", "multi_similarity")
+            for kind in ("triplet", "hphn_triplet", "multi_similarity")
             for name in (kind, f"EE {kind}, 0 points", f"EE {kind}, 2 points")
         ),
     ),
 )
-_LONG = Table(
-    "Four times the steps: what of it is left",
-    tuple(table.case(name) for table, names in _LONG_OF for name in names),
+_WARM = Table(
+    "From a trained backbone: what of it is left",
+    tuple(table.case(name) for table, names in _WARM_OF for name in names),
     tuple(
         claim
-        for table, names in _LONG_OF
+        for table, names in _WARM_OF
         for claim in table.claims
         if {claim.better, claim.worse} <= set(names)
     ),
-    steps=4 * STEPS,
+    start="multi_similarity",
 )
 
-TABLES = {"cgd": _CGD, "abe": _ABE, "hpl": _HPL, "ee": _EE, "long": _LONG}
+TABLES = {"cgd": _CGD, "abe": _ABE, "hpl": _HPL, "ee": _EE, "warm": _WARM}
 DATA = ("omniglot", "grocery")
 
 
@@ -344,12 +357,12 @@ def config_of(table: str, name: str, data: str, quick: bool = False):
 
     `quick` is for 20 steps of it, to see that it runs.
     """
-    steps, case = TABLES[table].steps, TABLES[table].case(name)
+    case = TABLES[table].case(name)
     config = default_config()
     config.batch_size = 64
     config.instances_per_class = 4
-    config.steps = steps
-    config.eval_every = steps // 4
+    config.steps = STEPS
+    config.eval_every = STEPS // 4
     config.data.name = "packed" if data == "grocery" else "folder"
     config.data.transform.image_size = 28 if data == "omniglot" else 32
     config.data.transform.channels = 1 if data == "omniglot" else 3

@@ -12,6 +12,7 @@ from metricjax.config import RunConfig
 from metricjax.data import pipeline
 from metricjax.data.datasets import Dataset, Split
 from metricjax.embedding import Embedded
+from metricjax.models import pretrained
 from metricjax.run import Run
 
 METRICS = ("map@r", "r_precision", "recall@1", "recall@2", "recall@4", "recall@8")
@@ -72,8 +73,21 @@ def _member(config, networks, number):
     return replace(config, model=model, seed=1000 * (config.seed + 1) + number)
 
 
+def save_trained(config: RunConfig, dataset: Dataset, path: Path) -> None:
+    """Train, and write the weights of the step that held-out classes chose."""
+    run, variables, _ = _selected(config, dataset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pretrained.save(path, run.model, variables)
+
+
 def _trained(config, dataset):
     """A run, its test embeddings at the step that held-out classes chose, and which."""
+    run, variables, about = _selected(config, dataset)
+    return run, run.embed(variables, dataset.test), about
+
+
+def _selected(config, dataset):
+    """A run, its parameters at the step that held-out classes chose, and which."""
     run = Run.of(config, Path("."), dataset, mesh.make_mesh())
     program, _ = run.compile_train_step()
     state, best, pending = run.init_state(), None, deque()
@@ -109,4 +123,4 @@ def _trained(config, dataset):
     if best is None:
         best = 0.0, 0, run.init_state().variables
     about |= {"validation": best[0], "selected_step": best[1]}
-    return run, run.embed(best[2], dataset.test), about
+    return run, best[2], about

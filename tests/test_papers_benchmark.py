@@ -32,7 +32,7 @@ def test_every_case_is_a_config(name):
         for data in papers_cases.DATA:
             config = from_config_dict(papers_cases.config_of(name, case, data))
             assert config.model.dim == papers_cases.DIM
-            assert config.steps == table.steps
+            assert config.steps == papers_cases.STEPS
             quick = papers_cases.config_of(name, case, data, quick=True)
             assert from_config_dict(quick).steps == 20
     for claim in table.claims:
