@@ -331,7 +331,8 @@ _WARM_OF = (
         _EE,
         tuple(
             name
-            for kind in ("triplet", "hphn_triplet", "multi_similarity")
+            for kind in _EXPANDED
+            if kind != "n_pair"  # which points cannot change
             for name in (kind, f"EE {kind}, 0 points", f"EE {kind}, 2 points")
         ),
     ),
