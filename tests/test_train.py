@@ -382,7 +382,7 @@ def test_killed_fifty_times_at_random(optimized, tmp_path):
             process = nursery.start(workdir, out)
             # The last run is let go to its end.
             at = rng.randrange(lines_left(workdir, lines))
-            delay = 0.15 * 10 ** rng.uniform(-3.0, 0.0)  # some steps, or all of them
+            delay = rng.uniform(0.0, 0.15)
             if kills < 50 and wait_for_lines(process, out, at, delay):
                 term = kills % 6 == 5
                 with contextlib.suppress(ProcessLookupError):
@@ -397,7 +397,7 @@ def test_killed_fifty_times_at_random(optimized, tmp_path):
             if code == 0 and not stopped:
                 assert_like_undisturbed(workdir, optimized.finished)
                 finished, workdir = finished + 1, None
-    assert finished >= 1 and len(starts) >= 2, (seed, finished, starts)
+    assert finished >= 1 and len(starts) >= 5, (seed, finished, starts)
 
 
 def lines_left(workdir, lines):
