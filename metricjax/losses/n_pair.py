@@ -60,8 +60,9 @@ def n_pair(
     if l2_weight < 0:
         raise InputError(f"l2_weight must be 0 or more, but it is {l2_weight}.")
     anchors, others, own = pairwise.labelled_pairs(
-        embeddings, labels, references, reference_labels, reference_mask
-    )
+        embeddings, labels, references, reference_labels, reference_mask,
+        measure=pairwise.dot_products,
+    )  # fmt: skip
     pairs = _first_pairs(anchors.labels, others.labels, others.mask, own)
     most = len(pairs.anchors)
     if not most:

@@ -51,7 +51,7 @@ def statistics(
     """
     pairs = _Pairs.of(
         embeddings, labels, references, reference_labels, reference_mask, sides,
-        reference_sides,
+        reference_sides, measure,
     ).stopped()  # fmt: skip
     if in_tiles(embeddings, references, reference_mask, tiling):
         cut = Tiles(measure, tiling.dtype, tiling.block_size)
@@ -92,7 +92,7 @@ def sum_over_pairs(
     stop = jax.lax.stop_gradient
     pairs = _Pairs.of(
         embeddings, labels, references, reference_labels, reference_mask, stop(sides),
-        stop(reference_sides),
+        stop(reference_sides), measure,
     )  # fmt: skip
     if in_tiles(embeddings, references, reference_mask, tiling):
         cut = Tiles(measure, tiling.dtype, tiling.block_size, symmetric)
@@ -164,8 +164,9 @@ def sum_over_anchors(
         return with_gradient_of(jnp.sum(value(sides)), surrogate)
 
     pairs = _Pairs.of(
-        embeddings, labels, references, reference_labels, reference_mask, None, None
-    )
+        embeddings, labels, references, reference_labels, reference_mask, None, None,
+        measure,
+    )  # fmt: skip
 
     def of_rows(anchors, others):
         tile = _rows(measure, pairs.own, tiling.dtype, anchors, others)
@@ -269,10 +270,14 @@ class _Pairs:
     own: bool
 
     @classmethod
-    def of(cls, embeddings, labels, references, reference_labels, mask, sides, others):
+    def of(
+        cls, embeddings, labels, references, reference_labels, mask, sides, others,
+        measure,
+    ):  # fmt: skip
         anchors, columns, own = labelled_pairs(
-            embeddings, labels, references, reference_labels, mask, sides
-        )
+            embeddings, labels, references, reference_labels, mask, sides,
+            measure=measure,
+        )  # fmt: skip
         columns = columns._replace(sides=sides if own else others)
         return cls(anchors, columns, own)
 

@@ -5,6 +5,11 @@ A pair loss is a function of one anchor: its distances to all references and two
 as one Gram matrix, maps the function over the anchors, and adds up; at once, in blocks
 of anchors, or over the devices of a mesh (`arrangement.py`). All of them run the same
 function, so they are the same mathematics by construction.
+
+A squared distance out of products is rounded by about 1e-7 of the squared lengths, not
+of itself. Distances are therefore made about the mean of the references, which leaves
+them as they are and the lengths as small as they can be: embeddings that have all come
+close to each other are still told apart.
 """
 
 from collections.abc import Callable
@@ -86,7 +91,8 @@ def distances(
     """Euclidean distances; value and gradient 0 where the square is not positive.
 
     The square of two rows that coincide is 0 up to rounding, so that their distance may
-    come out at up to about 1e-3 of their length instead of 0.
+    come out at up to about 1e-3 of their length instead of 0. The losses take lengths
+    from the mean of the references.
     """
     return safe_sqrt(squared_distances(anchors, references, dtype))
 
@@ -166,8 +172,9 @@ def anchor_values(
     `mean_over_anchors`. In blocks the backward pass makes the rows a second time.
     """
     anchors, others, own = labelled_pairs(
-        embeddings, labels, references, reference_labels, reference_mask
-    )
+        embeddings, labels, references, reference_labels, reference_mask,
+        measure=measure,
+    )  # fmt: skip
 
     function = partial(_values_of_rows, anchor, measure, own, tiling.dtype, batched)
     plan = arrangement.Plan(function, tiling.block_size, tiling.mesh)
@@ -192,8 +199,12 @@ def labelled_pairs(
     reference_labels: Array | None,
     reference_mask: Array | None = None,
     anchor_sides: Any = None,
+    *,
+    measure: Measure,
 ) -> tuple[Anchors, References, bool]:
     """Checked anchors and references in float32, and whether they are the same batch.
+
+    What is measured by distances is moved to about the mean of the references.
 
     Raises:
       InputError: as `mean_over_anchors`.
@@ -219,9 +230,25 @@ def labelled_pairs(
         )
     # Blocks add their gradients up in the type of what they are given.
     embeddings, references = (x.astype(jnp.float32) for x in (embeddings, references))
+    if measure in (distances, squared_distances):
+        centre = _centre(references, reference_mask)
+        embeddings, references = embeddings - centre, references - centre
     numbers = jnp.arange(1, len(labels) + 1)
     anchors = Anchors(embeddings, labels, numbers, anchor_sides)
     return anchors, References(references, reference_labels, reference_mask), own
+
+
+def _centre(references, mask):
+    """Mean of the references that count [d], without gradient; 0 if it is not finite.
+
+    No reference then makes the distances of others NaN. It is rounded to eight bits, so
+    that differences from it are exact where the numbers are short, and equal distances
+    of such stay equal.
+    """
+    total = jnp.sum(jnp.where(mask[:, None], references, 0.0), axis=0)
+    mean = jax.lax.stop_gradient(total / jnp.maximum(jnp.sum(mask), 1))
+    mean = jax.lax.reduce_precision(mean, exponent_bits=8, mantissa_bits=7)
+    return jnp.where(jnp.isfinite(mean).all(), mean, 0.0)
 
 
 def check_labelled(name: str, embeddings: Array, labels: Array) -> None:
@@ -263,8 +290,9 @@ def _totals(
     batched=False,
 ):  # fmt: skip
     anchors, others, own = labelled_pairs(
-        embeddings, labels, references, reference_labels, reference_mask, anchor_sides
-    )
+        embeddings, labels, references, reference_labels, reference_mask, anchor_sides,
+        measure=measure,
+    )  # fmt: skip
     function = partial(_sum_of_rows, anchor, measure, own, tiling.dtype, batched)
     plan = arrangement.Plan(function, tiling.block_size, tiling.mesh)
     return arrangement.total(plan, anchors, others)

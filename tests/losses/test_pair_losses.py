@@ -94,6 +94,19 @@ def test_value_and_gradient_equal_reference(case, block_size):
     close(slopes, reference.gradient(partial(slow_value, case), x), 2e-5)
 
 
+@pytest.mark.parametrize("block_size", [None, 5])
+@pytest.mark.parametrize("spread", [0.03, 0.003])
+@every_case
+def test_embeddings_close_together(case, spread, block_size):
+    """Where a training has collapsed, products alone no longer tell rows apart."""
+    x = f32(reference.l2_normalize(rows(1, 16) + spread * rows(13, 16, seed=1)))
+    exact = np.asarray(x, np.float64)
+    value, slopes = value_and_gradient(x, case=case, tiling=Tiling(block_size))
+    assert value == pytest.approx(slow_value(case, exact), rel=1e-5)
+    expected = reference.gradient(partial(slow_value, case), exact, spread * 1e-5)
+    close(slopes, expected, 2e-5)
+
+
 @pytest.mark.parametrize("many", [0, 1])
 @pytest.mark.parametrize("case", ["triplet all", "triplet semihard"])
 def test_triplets_by_sorting_equal_reference(case, many, monkeypatch):

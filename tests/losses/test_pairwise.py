@@ -92,6 +92,19 @@ def test_distance_of_coinciding_rows_is_zero_with_finite_gradient():
     np.testing.assert_array_equal(slopes, np.zeros((3, 2)))
 
 
+@pytest.mark.parametrize("counts", [False, True])
+def test_references_that_are_not_finite_keep_to_themselves(counts):
+    """The mean about which distances are made is of no use with one of them."""
+    x, references = f32(rows()), f32(rows(7, seed=3)).at[2].set(jnp.nan)
+    got = pairwise.anchor_values(
+        lambda row, positives, negatives: row, x, LABELS, references=references,
+        reference_labels=LABELS[:7], reference_mask=(np.arange(7) != 2) | counts,
+    )  # fmt: skip
+    expected = reference.distances(rows(), np.delete(rows(7, seed=3), 2, axis=0))
+    assert np.isnan(got[:, 2]).all()
+    close(np.delete(got, 2, axis=1), expected)
+
+
 @pytest.mark.parametrize("block_size", [None, 1, 5, 6, 50])
 def test_value_and_gradient_equal_reference(block_size):
     embeddings = rows()
@@ -130,9 +143,11 @@ def test_references_are_compared_with_all_and_get_gradients(block_size):
 
 
 def test_batch_as_its_own_references_includes_the_anchor():
-    # Products of these are exact in float32: else the distance of an anchor to itself
-    # would be the root of a rounding error, which depends on the processor.
-    embeddings = np.round(64 * rows()) / 64
+    # Products of these are exact in float32, and their mean is 0: else the distance of
+    # an anchor to itself would be the root of a rounding error, which depends on the
+    # processor.
+    embeddings = np.round(64 * rows(6)) / 64
+    embeddings = np.concatenate([embeddings, -embeddings])
     got, _ = value_and_gradient(
         f32(embeddings), references=f32(embeddings), reference_labels=LABELS
     )
