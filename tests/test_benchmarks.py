@@ -1,5 +1,6 @@
 """The benchmarks compare like with like, and their harness tells what happened."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -45,6 +46,14 @@ def test_all_variants_agree(name):
     for variant, result in results.items():
         apart = losses_cases.distance(case, inputs.leaves, result, results["eager"])
         assert apart < 1e-4, variant
+
+
+def test_precision_of_embeddings_close_together():
+    pytest.importorskip("losses_pml")
+    precision = importlib.import_module("precision")
+    apart, close = (precision.errors("triplet_all", 32, s) for s in (1.0, 0.003))
+    assert max(apart.values()) < 1e-5 and close["ours"] < 1e-5
+    assert min(close["PML"], close["torch"]) > 1e-3
 
 
 def test_disagreement_is_seen():

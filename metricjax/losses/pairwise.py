@@ -232,7 +232,10 @@ def labelled_pairs(
     embeddings, references = (x.astype(jnp.float32) for x in (embeddings, references))
     if measure in (distances, squared_distances):
         centre = _centre(references, reference_mask)
-        embeddings, references = embeddings - centre, references - centre
+        # Made once: fused into all that reads them, they are made every time anew.
+        made_once = jax.lax.optimization_barrier
+        references = made_once(references - centre)
+        embeddings = references if own else made_once(embeddings - centre)
     numbers = jnp.arange(1, len(labels) + 1)
     anchors = Anchors(embeddings, labels, numbers, anchor_sides)
     return anchors, References(references, reference_labels, reference_mask), own
