@@ -372,23 +372,33 @@ def _mean_over_pairs(anchor, embeddings, labels, points, measure, tiling):
     )
 
 
+def _about_centre(anchors, references):
+    """Pairs less the centre of the references' images, and that."""
+    images = references.reshape(2 * len(references), -1)
+    centre = pairwise.centre_of(images, jnp.ones(len(images), bool))
+    both = jnp.concatenate([centre, centre])
+    return anchors - both, references - both, centre
+
+
 def _pair_rows(anchors, references, dtype, *, points, normalize, similarity=False):
     """`_Row` of pairs: all points of a pair on either side."""
     starts, ends = jnp.split(anchors, 2, axis=1)
+    within = starts * ends if similarity else jnp.square(starts - ends)
+    anchors, references, centre = _about_centre(anchors, references)
     nearest = segments.closest(
         segments.gram(anchors, references, dtype),
-        segments.between(anchors), segments.between(references),
+        segments.between(anchors, centre), segments.between(references, centre),
         numbers=range(points + 2), points=points, normalize=normalize,
         similarity=similarity,
     )  # fmt: skip
-    if similarity:
-        return _Row(jnp.sum(starts * ends, axis=1), nearest)
-    return _Row(jnp.sum(jnp.square(starts - ends), axis=1), nearest)
+    return _Row(jnp.sum(within, axis=1), nearest)
 
 
 def _image_rows(anchors, references, dtype, *, points, normalize):
     """`_Row` of pairs: either image with the points on its side, without the other."""
-    own, others = segments.between(anchors), segments.between(references)
+    anchors, references, centre = _about_centre(anchors, references)
+    own = segments.between(anchors, centre)
+    others = segments.between(references, centre)
     of_starts, of_ends = segments.gram(anchors, references, dtype)
     # The segments, and the segments turned: the image is the start, its partner, which
     # does not count, the end.

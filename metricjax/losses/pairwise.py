@@ -192,6 +192,21 @@ def paired_distances(
     return squares if squared else safe_sqrt(squares)
 
 
+def centre_of(
+    vectors: Float[Array, "n d"], mask: Bool[Array, " n"]
+) -> Float[Array, " d"]:
+    """Mean of the vectors under the mask, without gradient; 0 if it is not finite.
+
+    What distances are made about: no vector then makes those of others NaN. It is
+    rounded to eight bits, so that differences from it are exact where the numbers are
+    short, and equal distances of such stay equal.
+    """
+    total = jnp.sum(jnp.where(mask[:, None], vectors, 0.0), axis=0)
+    mean = jax.lax.stop_gradient(total / jnp.maximum(jnp.sum(mask), 1))
+    mean = jax.lax.reduce_precision(mean, exponent_bits=8, mantissa_bits=7)
+    return jnp.where(jnp.isfinite(mean).all(), mean, 0.0)
+
+
 def labelled_pairs(
     embeddings: Array,
     labels: Array,
@@ -231,7 +246,7 @@ def labelled_pairs(
     # Blocks add their gradients up in the type of what they are given.
     embeddings, references = (x.astype(jnp.float32) for x in (embeddings, references))
     if measure in (distances, squared_distances):
-        centre = _centre(references, reference_mask)
+        centre = centre_of(references, reference_mask)
         # Made once: fused into all that reads them, they are made every time anew.
         made_once = jax.lax.optimization_barrier
         references = made_once(references - centre)
@@ -239,19 +254,6 @@ def labelled_pairs(
     numbers = jnp.arange(1, len(labels) + 1)
     anchors = Anchors(embeddings, labels, numbers, anchor_sides)
     return anchors, References(references, reference_labels, reference_mask), own
-
-
-def _centre(references, mask):
-    """Mean of the references that count [d], without gradient; 0 if it is not finite.
-
-    No reference then makes the distances of others NaN. It is rounded to eight bits, so
-    that differences from it are exact where the numbers are short, and equal distances
-    of such stay equal.
-    """
-    total = jnp.sum(jnp.where(mask[:, None], references, 0.0), axis=0)
-    mean = jax.lax.stop_gradient(total / jnp.maximum(jnp.sum(mask), 1))
-    mean = jax.lax.reduce_precision(mean, exponent_bits=8, mantissa_bits=7)
-    return jnp.where(jnp.isfinite(mean).all(), mean, 0.0)
 
 
 def check_labelled(name: str, embeddings: Array, labels: Array) -> None:

@@ -104,6 +104,19 @@ def close(got, expected, rtol=1e-5):
     np.testing.assert_allclose(np.asarray(got), expected, rtol=0, atol=rtol * scale)
 
 
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("spread", [0.1, 0.01])
+@every_case
+def test_images_close_together(case, spread, block_size):
+    """Where a training has collapsed, products alone no longer tell points apart."""
+    x = f32(reference.l2_normalize(rows(2, 16)[:1] + spread * rows(14, 16, seed=4)))
+    exact = np.asarray(x, np.float64)
+    value, slopes = value_and_gradient(x, case=case, tiling=Tiling(block_size))
+    assert value == pytest.approx(slow_value(case, exact), rel=1e-5)
+    expected = reference.gradient(partial(slow_value, case), exact, spread * 1e-5)
+    close(slopes, expected, 2e-5)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("points", [0, 1, 2, 5])
 def test_points_equal_reference(points, normalize):
