@@ -105,10 +105,10 @@ def close(got, expected, rtol=1e-5):
 
 
 @pytest.mark.parametrize("block_size", [None, 3])
-@pytest.mark.parametrize("spread", [0.1, 0.01])
 @every_case
-def test_images_close_together(case, spread, block_size):
+def test_images_close_together(case, block_size):
     """Where a training has collapsed, products alone no longer tell points apart."""
+    spread = 0.01
     x = f32(reference.l2_normalize(rows(2, 16)[:1] + spread * rows(14, 16, seed=4)))
     exact = np.asarray(x, np.float64)
     value, slopes = value_and_gradient(x, case=case, tiling=Tiling(block_size))
