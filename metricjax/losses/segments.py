@@ -87,10 +87,11 @@ class Segments(NamedTuple):
         if not normalize:
             return Points(rest, share, along if similarity else -squares / 2.0)
         ends = self.start + self.end + 2.0 * (self.along_start + self.along_end)
+        whole = self.centre + 2.0 * along + squares
+        zero = whole <= _ORIGIN * (ends + 2.0 * self.centre)
+        root = jax.lax.rsqrt(jnp.where(zero, 1.0, whole))
+        # root - 1, without the rounding that 1 brings where it is near to it.
         excess = (self.centre - 1.0) + (2.0 * along + squares)
-        zero = 1.0 + excess <= _ORIGIN * (ends + 2.0 * self.centre)
-        root = jax.lax.rsqrt(jnp.where(zero, 1.0, 1.0 + excess))
-        # root - 1, without the rounding that 1 brings.
         stretch = jnp.where(zero, -1.0, -excess * root**2 / (1.0 + root))
         stretch = jnp.where((share == 0.0) | (share == 1.0), 0.0, stretch)
         scale, along = 1.0 + stretch, (1.0 + stretch) * along

@@ -117,6 +117,16 @@ def test_images_close_together(case, block_size):
     close(slopes, expected, 2e-5)
 
 
+@pytest.mark.parametrize("length", [0.01, 10.0])
+@pytest.mark.parametrize("case", ["triplet", "hphn", "lifted structure"])
+def test_images_far_from_unit_length(case, length):
+    x = f32(length * rows())
+    value, slopes = value_and_gradient(x, case=case)
+    x = np.asarray(x, np.float64)
+    assert value == pytest.approx(slow_value(case, x), rel=1e-5)
+    close(slopes, reference.gradient(partial(slow_value, case), x, length * 1e-6), 2e-5)
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("points", [0, 1, 2, 5])
 def test_points_equal_reference(points, normalize):
