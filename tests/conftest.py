@@ -3,8 +3,13 @@
 import os
 
 from devices import xla_flags
+from paths import SUPPORT
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Child processes find tests/support, too.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")])
+)
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + xla_flags(8)
 
 import browser as browsers  # noqa: E402
@@ -15,7 +20,7 @@ from tiny import Tiny  # noqa: E402
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """A small run, made ready; see tests/tiny.py."""
+    """A small run, made ready; see tests/support/tiny.py."""
     return Tiny(tmp_path_factory.mktemp("tiny"))
 
 
@@ -29,6 +34,6 @@ def quick():
 
 @pytest.fixture(scope="session")
 def browser():
-    """A headless browser; skips where there is none. See tests/browser.py."""
+    """A headless browser; skips where there is none. See tests/support/browser.py."""
     with browsers.opened() as one:
         yield one

@@ -4,10 +4,10 @@ import json
 import shutil
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import tiny as tiny_module
+from paths import CONFIGS
 from PIL import Image
 
 from metricjax.data.datasets import holdout, open_dataset
@@ -270,7 +270,7 @@ def test_the_disk_gets_full(tiny, tmp_path, room):
 
 
 def test_more_neighbours_than_images(tmp_path, capsys):
-    config = Path(__file__).parents[1] / "configs" / "quickstart.py"
+    config = CONFIGS / "quickstart.py"
     arguments = ["--config", str(config), "--workdir", str(tmp_path / "run")]
     assert main([*arguments, "--config.evaluation.recall_at=(1,5000)"]) == 2
     assert "recall_at asks for 5000 neighbours" in capsys.readouterr().err

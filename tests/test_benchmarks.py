@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import BENCHMARKS
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import harness  # noqa: E402

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import CONFIGS
 
 from metricjax import command_line
 from metricjax.main import main
@@ -286,9 +287,6 @@ def test_the_module_is_a_program(tmp_path):
     result = subprocess.run([*command, "--config", "no.py"], **options)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr == "metricjax: --config no.py: there is no such file.\n"
-
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.py")))

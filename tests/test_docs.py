@@ -3,13 +3,12 @@
 import contextlib
 import io
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from metricjax.config import default_config
 
-ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs"
 # A snippet, and what it prints if it prints anything.
 SNIPPET = re.compile(r"```python\n(.*?)```\n(?:```text\n(.*?)```\n)?", re.DOTALL)

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import pytest
+from paths import LAUNCH
 
 from metricjax import (
     agreement,
@@ -20,7 +20,7 @@ from metricjax import (
 )
 from metricjax.examinations import FAILED, OK, WARNING
 
-LOCAL = Path(__file__).parents[1] / "launch" / "local.sh"
+LOCAL = LAUNCH / "local.sh"
 CHECKS = ["versions", "hosts", "devices", "all-reduce", "compilation", "workdir"]
 CHECKS += ["data", "decoding", "memory"]
 

@@ -2,18 +2,18 @@
 
 import dataclasses
 import importlib.util
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from paths import CONFIGS
 
 from metricjax import command_line, mesh
 from metricjax.data import datasets, glyphs, pipeline
 from metricjax.objectives import LOSSES, check_gradients
 from metricjax.run import Run
 
-CONFIG = Path(__file__).parents[1] / "configs" / "losses.py"
+CONFIG = CONFIGS / "losses.py"
 SETTINGS = {
     "steps": 150,
     "batch_size": 64,

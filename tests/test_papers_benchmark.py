@@ -2,13 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from paths import BENCHMARKS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(BENCHMARKS))
 
 import papers  # noqa: E402
 import papers_cases  # noqa: E402

@@ -2,12 +2,12 @@
 
 import importlib.util
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from paths import CONFIGS
 
 from metricjax import chips, command_line, plan, programs, room
 from metricjax.blueprint import Blueprint
@@ -17,8 +17,6 @@ from metricjax.levels import Classes
 from metricjax.models.cost import count_parameters
 from metricjax.run import Run
 from metricjax.trial import run_steps
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def settings(tiny, *overrides):

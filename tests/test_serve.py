@@ -5,15 +5,12 @@ import signal
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+from served import Process
 
 from metricjax import serve, serving
-
-sys.path.insert(0, str(Path(__file__).parent / "serving"))
-from served import Process  # noqa: E402
 
 
 @pytest.fixture(scope="module")

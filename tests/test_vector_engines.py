@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import DOCS
 
 from metricjax import embedding_file, index
 from metricjax.index import Index
@@ -15,7 +16,7 @@ from metricjax.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")
 
-PAGE = Path(__file__).parents[1] / "docs" / "vector-engines.md"
+PAGE = DOCS / "vector-engines.md"
 pytest.importorskip("lancedb", reason="the extra `lancedb` is not installed")
 pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
 

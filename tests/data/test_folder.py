@@ -5,10 +5,10 @@ import pickle
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import real_data
 from PIL import Image
 
 from metricjax.data import open_dataset, pipeline
@@ -362,14 +362,6 @@ def test_classes_of_one_image_are_legal_and_counted(tmp_path):
     notes = " ".join(open_dataset("folder", str(root)).notes)
     assert "1 of the 4 train classes have one image" in notes
     assert "1 of the 4 test classes have one image" in notes
-
-
-def real_data(name):
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    path = Path(os.environ.get("METRICJAX_DATA", beside)) / name
-    if not path.exists():
-        pytest.skip(f"{path} is not there; METRICJAX_DATA may say where {name} is")
-    return str(path)
 
 
 @pytest.mark.parametrize(

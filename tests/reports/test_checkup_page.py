@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_page import HOSTILE, Elements, noise
+from pages import HOSTILE, Elements, noise
 
 from metricjax.reports import checkup
 from metricjax.reports.checkup import Section

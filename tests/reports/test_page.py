@@ -1,10 +1,10 @@
 """The report: self-contained, escaped, tolerant of what is missing, repeatable."""
 
-import html.parser
 import os
 
 import numpy as np
 import pytest
+from pages import HOSTILE, Elements, noise
 
 from metricjax.reports import page
 
@@ -39,7 +39,6 @@ HISTORY = [
     }
     for step in (10, 20, 30)
 ] + [{"step": 20, "kind": "validation", "recall@1": 0.85}]
-HOSTILE = "\"><script>alert('x')</script>"
 
 
 def gallery(count=3, k=4, correct=True):
@@ -49,11 +48,6 @@ def gallery(count=3, k=4, correct=True):
         similarities=np.full((count, k), 0.75, np.float32),
         correct=np.full((count, k), correct),
     )
-
-
-def noise(index, side=32, channels=1):
-    generator = np.random.default_rng(index)
-    return generator.integers(0, 256, (side, side, channels), np.uint8)
 
 
 def render(**changes):
@@ -66,29 +60,6 @@ def render(**changes):
         "name": lambda index: f"letter/{index}.png",
     }
     return page.render(**(arguments | changes))
-
-
-class Elements(html.parser.HTMLParser):
-    """Every element with its attributes, and a check that elements nest."""
-
-    VOID = {"img", "meta", "br", "wbr", "link", "input", "hr"}
-
-    def __init__(self, text):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.found.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def test_loads_nothing_from_outside():

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import served
 import uvicorn
-from test_uploads import BOMB, jpeg_of
+from odd_pictures import BOMB, jpeg_of
 from uvicorn.server import ServerState
 
 from metricjax.errors import InputError

@@ -1,11 +1,9 @@
 """Whatever is sent as a picture gets an answer or a sentence, and so does the next."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
 import served
+from odd_pictures import BOMB, JPEG, RED, jpeg_of, png
 from PIL import ExifTags, Image
 from starlette.testclient import TestClient
 
@@ -13,9 +11,7 @@ from metricjax.serving import uploads
 from metricjax.serving.application import application
 from metricjax.serving.guard import LOOPBACK
 
-RED = served.draw(served.KINDS[0][2])
 LIMITS = uploads.Limits(picture=200_000, held=600_000, seconds=2.0)
-JPEG = served.encode(RED, "JPEG")
 
 
 @pytest.fixture(scope="module")
@@ -42,30 +38,11 @@ def found(response):
     return [one["class"] for one in response.json()["neighbours"]]
 
 
-def png(width, height, depth=1, rows=b"") -> bytes:
-    """A PNG of a size, whatever pixels follow."""
-
-    def chunk(kind, data):
-        checked = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checked
-
-    head = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
-    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9))
-    return b"\x89PNG\r\n\x1a\n" + parts + chunk(b"IEND", b"")
-
-
-def jpeg_of(width, height) -> bytes:
-    """A JPEG whose head says another size."""
-    place = JPEG.index(b"\xff\xc0") + 5
-    return JPEG[:place] + struct.pack(">HH", height, width) + JPEG[place + 4 :]
-
-
 def with_many_scans() -> bytes:
     place = JPEG.index(b"\xff\xda")
     return JPEG[:place] + JPEG[place:-2] * 100 + JPEG[-2:]
 
 
-BOMB = png(20_000, 20_000, rows=bytes(20_000 * 2_501))
 ODD = {
     "an ordinary JPEG": JPEG,
     "a progressive JPEG": served.encode(RED, "JPEG", progressive=True),

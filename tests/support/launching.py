@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+import paths
+
+LAUNCH = paths.LAUNCH
 
 # A run: says what it was given, then works until it is told to stop.
 RUN = """\

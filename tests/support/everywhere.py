@@ -1,6 +1,6 @@
 """Ten steps with any objective on any devices and hosts, and all that came of them.
 
-    python tests/everywhere.py OUT.npz VARIANT ...
+    python tests/support/everywhere.py OUT.npz VARIANT ...
 
 trains each variant on all devices of all hosts (see `hosts.connect`) and writes
 what host i saw to OUT.i.npz.
