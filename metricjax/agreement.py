@@ -14,8 +14,8 @@ from jax._src import distributed
 
 from metricjax.config import RunConfig, flat, to_dict
 from metricjax.data.datasets import Dataset
-from metricjax.data.places import Place, open_place
 from metricjax.errors import InputError
+from metricjax.storage.directories import Place, open_place
 
 _REMEDIES = {
     "settings": "start the same command on every host.",

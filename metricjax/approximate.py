@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from metricjax.errors import InputError, disk_errors
 from metricjax.evaluation.neighbors import unit_rows
 from metricjax.index import Index
-from metricjax.workdir import written_whole
+from metricjax.storage.atomic import written_whole
 
 _SPARE = 2  # found for each that is asked for, as float16 may change the order
 _STEP = 4096  # rows that are added at a time

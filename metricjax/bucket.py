@@ -19,12 +19,14 @@ from typing import Any
 
 import jax
 
-from metricjax import agreement, program_cache
+from metricjax import agreement
 from metricjax.checkpoints import Checkpoints
 from metricjax.config import RunConfig
-from metricjax.data.places import local_path, locked
 from metricjax.errors import InputError, disk_errors
-from metricjax.store import Store
+from metricjax.storage import user_cache
+from metricjax.storage.atomic import locked
+from metricjax.storage.bucket import Store
+from metricjax.storage.directories import local_path
 from metricjax.workdir import check_config
 
 _CHECKPOINTS = "checkpoints"
@@ -94,7 +96,7 @@ def _place_of_copy(address: str) -> Path:
     """A directory of this host's own; hosts may share a home."""
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
     try:
-        runs = program_cache.home() / "runs"
+        runs = user_cache.home() / "runs"
         place = runs / digest / f"host{jax.process_index()}"
         place.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:

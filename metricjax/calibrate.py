@@ -70,8 +70,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> int:
     from metricjax import evaluation, program_cache, thresholds
     from metricjax.index import Index
+    from metricjax.storage.atomic import write_atomically
     from metricjax.trained import Trained
-    from metricjax.workdir import write_atomically
 
     program_cache.use()
     trained = Trained.open(options.run)

@@ -20,8 +20,8 @@ from metricjax.reports import checkup as report
 from metricjax.reports.checkup import Section
 from metricjax.reports.studies import Pictures
 from metricjax.reports.thumbnails import thumbnail
+from metricjax.storage.atomic import write_atomically
 from metricjax.wording import counted
-from metricjax.workdir import write_atomically
 
 MAX_PAIRS = 12
 MAX_PICTURES = 12

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from metricjax.arguments import Parser
 from metricjax.config import RunConfig, from_config_dict
-from metricjax.data.places import local_path
 from metricjax.errors import InputError, suggestion
+from metricjax.storage.directories import local_path
 
 MODES = ("train", "plan", "folds", "compare")
 FORMATS = ("markdown", "latex")

@@ -14,13 +14,13 @@ import numpy as np
 
 from metricjax import outcomes, workdir
 from metricjax.config import from_config_dict
-from metricjax.data.places import Place, open_place
 from metricjax.errors import InputError
 from metricjax.evaluation.intervals import (
     bootstrap_over_classes,
     t_interval,
     welch_interval,
 )
+from metricjax.storage.directories import Place, open_place
 
 METRICS = ("recall@1", "r_precision", "map@r")
 # What runs of one entry may differ in.

@@ -15,7 +15,6 @@ import numpy as np
 
 from metricjax import agreement, chips, program_cache
 from metricjax import mesh as meshes
-from metricjax.data.places import local_path
 from metricjax.errors import InputError
 from metricjax.examinations import (
     FAILED,
@@ -26,6 +25,7 @@ from metricjax.examinations import (
     brief,
     version,
 )
+from metricjax.storage.directories import local_path
 
 # How an accelerator shows that JAX need not know of, and the extra that it needs.
 _TRACES = {

@@ -12,9 +12,9 @@ import jax
 
 from metricjax import agreement, growing, vectors
 from metricjax.data.datasets import Split
-from metricjax.data.places import locked
 from metricjax.errors import InputError, disk_errors
 from metricjax.growing import Growing
+from metricjax.storage.atomic import locked
 from metricjax.trained import Trained
 from metricjax.wording import counted
 

@@ -126,7 +126,7 @@ def brief(error: BaseException) -> str:
 
 def workdir(root: str) -> Finding:
     """Can a run be kept there? A file is written, read again and deleted."""
-    from metricjax.data.places import local_path
+    from metricjax.storage.directories import local_path
 
     path = local_path(root)
     if path is None:
@@ -160,7 +160,7 @@ def workdir(root: str) -> Finding:
 
 def data(root: str) -> Finding:
     """Is data.root there and readable? What is in it is not looked at."""
-    from metricjax.data.places import local_path
+    from metricjax.storage.directories import local_path
 
     path = local_path(root)
     if path is None:
@@ -212,9 +212,9 @@ def _bucket(check: str, root: str, writes: bool) -> Finding:
 
 
 def _ask_bucket(check: str, root: str, writes: bool) -> Finding:
-    from metricjax.data.places import open_place
     from metricjax.errors import InputError
-    from metricjax.store import Store
+    from metricjax.storage.bucket import Store
+    from metricjax.storage.directories import open_place
 
     try:
         if not writes:

@@ -16,8 +16,8 @@ from metricjax.embedding import Embedded
 from metricjax.errors import InputError
 from metricjax.progress import progress_bar
 from metricjax.reports import explorer, sprites
+from metricjax.storage.atomic import write_atomically
 from metricjax.wording import counted
-from metricjax.workdir import write_atomically
 
 USAGE = """\
 metricjax: a page to walk through images, as a trained network sees them.

@@ -67,8 +67,8 @@ def _platforms(listed: str | None) -> list[str]:
 
 def _run(options: argparse.Namespace) -> int:
     from metricjax import exporting, model_card, program_cache
+    from metricjax.storage.atomic import write_atomically, written_whole
     from metricjax.trained import Trained
-    from metricjax.workdir import write_atomically, written_whole
 
     platforms = _platforms(options.platforms)
     out = Path(options.out or Path(options.run) / f"model.{options.format}")

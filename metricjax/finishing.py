@@ -18,8 +18,8 @@ from metricjax.models import pretrained
 from metricjax.reports import page
 from metricjax.run import Run
 from metricjax.step import TrainState
+from metricjax.storage.atomic import write_atomically, written_whole
 from metricjax.wording import counted
-from metricjax.workdir import write_atomically, written_whole
 
 
 def finish(

@@ -18,12 +18,12 @@ from metricjax.comparison import METRICS, Estimate
 from metricjax.comparison_table import TITLES, markdown, plain
 from metricjax.config import RunConfig
 from metricjax.data.datasets import Dataset
-from metricjax.data.places import open_place
 from metricjax.embedding import Embedded
 from metricjax.errors import InputError
 from metricjax.evaluation.intervals import t_interval
 from metricjax.outcomes import digest_of_images
 from metricjax.run import open_data
+from metricjax.storage.directories import open_place
 from metricjax.trained import Trained
 
 # Of each fold, in the summary beside its metrics.

@@ -15,8 +15,8 @@ from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.embedding import Embedded
 from metricjax.errors import InputError, disk_errors
 from metricjax.evaluation.rows import LENGTH_TOLERANCE
+from metricjax.storage.atomic import write_atomically
 from metricjax.trained import Trained
-from metricjax.workdir import write_atomically
 
 _REQUEST, _KEYS = "request.json", "keys.bin"
 _EMBEDDINGS, _VALID = "embeddings.bin", "valid.bin"

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from metricjax.errors import disk_errors
-from metricjax.workdir import write_atomically
+from metricjax.storage.atomic import write_atomically
 
 _SHOWN = {
     "loss": "loss {:.3f}",

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from metricjax import growing, program_cache
+from metricjax import growing
 from metricjax.data.datasets import Split
-from metricjax.data.places import locked
 from metricjax.embedding import Embedded
 from metricjax.errors import disk_errors
 from metricjax.growing import Growing
+from metricjax.storage import user_cache
+from metricjax.storage.atomic import locked, written_whole
 from metricjax.trained import Trained
 from metricjax.wording import counted
-from metricjax.workdir import written_whole
 
 _LIMIT = 8 * 2**30  # bytes of all indexes; what was not used for longest goes first
 _NAME = "[0-9a-f]{16}-[0-9a-f]{16}"  # of the directory of an index
@@ -148,7 +148,7 @@ class Known:
 def home() -> Path | None:
     """Where indexes are kept by default; None where nothing can be written."""
     try:
-        directory = program_cache.home() / "indexes"
+        directory = user_cache.home() / "indexes"
         directory.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # The latter where there is no home.
         return None

@@ -14,6 +14,8 @@ from pathlib import Path
 import jax
 from jax import monitoring
 
+from metricjax.storage import user_cache
+
 _HIT = "/jax/compilation_cache/cache_hits"
 _LIMIT = 2 * 2**30  # bytes; what was not used for longest goes first
 
@@ -50,17 +52,7 @@ def place() -> Path:
     Raises:
       RuntimeError: there is no home.
     """
-    return home() / "programs" / _processor()
-
-
-def home() -> Path:
-    """Metricjax's own directory in the user's cache directory, there or not.
-
-    Raises:
-      RuntimeError: there is no home.
-    """
-    caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(caches) / "metricjax"
+    return user_cache.home() / "programs" / _processor()
 
 
 def _processor() -> str:

@@ -104,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
     ]
     if options.html:
         from metricjax.reports import search_page
-        from metricjax.workdir import write_atomically
+        from metricjax.storage.atomic import write_atomically
 
         gallery_name = Path(options.gallery).name if options.gallery else options.name
         title = gallery_name or trained.config.data.name

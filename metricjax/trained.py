@@ -18,11 +18,11 @@ from metricjax import mesh, models, step
 from metricjax.config import RunConfig, from_config_dict, to_dict
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
-from metricjax.data.places import local_path
 from metricjax.embedding import Embedded, Embedder
 from metricjax.errors import InputError
 from metricjax.models import pretrained
-from metricjax.store import Store
+from metricjax.storage.bucket import Store
+from metricjax.storage.directories import local_path
 
 _FILES = ("config.json", "results.json", "model.safetensors")
 # Settings of the model that change how it is trained, not what it computes.

@@ -13,7 +13,7 @@ from metricjax import parquet
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import InputError
 from metricjax.evaluation.neighbors import unit_rows
-from metricjax.workdir import written_whole
+from metricjax.storage.atomic import written_whole
 
 SUFFIXES = (".npz", ".parquet")
 _MADE_BY = "make it with python -m metricjax.embed."

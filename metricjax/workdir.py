@@ -1,14 +1,12 @@
-"""The run's directory: whose it is; files in it are written whole or not at all."""
+"""The directory of a run: claimed by its settings, refused to others."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from metricjax.config import RunConfig, flat, to_dict
-from metricjax.errors import InputError, disk_errors
+from metricjax.errors import InputError
+from metricjax.storage.atomic import write_atomically
 
 # Settings that may change between two starts of the same run.
 _FREE = {"log_every", "checkpoint_every", "host_timeout", "plan"}
@@ -107,30 +105,3 @@ def _differences(theirs, mine, path="") -> list[tuple[str, Any, Any]]:
             found += _differences(theirs.get(name), mine.get(name), where)
         return found
     return [] if theirs == mine else [(path, theirs, mine)]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-      InputError: the disk is full.
-    """
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary file that takes the place of `path` if nothing goes wrong.
-
-    Raises:
-      InputError: the disk is full.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with disk_errors(path):
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

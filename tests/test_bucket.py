@@ -26,7 +26,7 @@ ADDRESS = "memory://tests/run"
 @pytest.fixture
 def memory(monkeypatch, tmp_path):
     """The bucket; `move` goes to another machine, which has no copy."""
-    monkeypatch.setattr("metricjax.store._WAITS", (0.0,))
+    monkeypatch.setattr("metricjax.storage.bucket._WAITS", (0.0,))
     files = fsspec.filesystem("memory")
 
     def move(name):
@@ -289,7 +289,8 @@ def test_an_address_with_a_stroke_too_few(tiny):
 
 KILL = """
 import os, signal
-from metricjax import bucket, store
+from metricjax import bucket
+from metricjax.storage import bucket
 def at(module, name, wanted):
     real = getattr(module, name)
     def killing(*arguments):
@@ -354,15 +355,15 @@ def test_a_killed_run_goes_on_on_another_machine(tiny, tmp_path, moment):
 
 
 LOST = """
-from metricjax import store
-store._WAITS = (0.1,)
-real = store.Store.put
+from metricjax.storage import bucket
+bucket._WAITS = (0.1,)
+real = bucket.Store.put
 def put(self, directory, names):
     def lost(*_): raise ConnectionError("network is unreachable")
     if any(name.startswith("checkpoints/10/") for name in names):
         self._files.put = lost
     return real(self, directory, names)
-store.Store.put = put
+bucket.Store.put = put
 """
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from metricjax.data import records, shard_writer
 from metricjax.data.datasets import Dataset
-from metricjax.data.places import Place, open_place
 from metricjax.errors import InputError
+from metricjax.storage.directories import Place, open_place
 from metricjax.wording import counted
 
 _SUFFIX = ".array_record"

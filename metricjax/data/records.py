@@ -17,9 +17,9 @@ import numpy as np
 
 from metricjax.data import decoding, reading
 from metricjax.data.datasets import Dataset, Split, UnreadableImage
-from metricjax.data.places import Place, local_path, open_place
 from metricjax.data.shard_reader import DamagedRecord, Shards
 from metricjax.errors import InputError
+from metricjax.storage.directories import Place, local_path, open_place
 
 FORMAT = "metricjax packed images"
 VERSION = 1

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from metricjax.data.places import Place, local_path
 from metricjax.errors import InputError
+from metricjax.storage.directories import Place, local_path
 
 # Random reads: nothing is read ahead.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metricjax.data.places import open_place
 from metricjax.data.records import damage_told, read_manifest
 from metricjax.data.shard_reader import Shards, open_shard, read_record, sha256
+from metricjax.storage.directories import open_place
 
 _MAX_NAMED = 10
 

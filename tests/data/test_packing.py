@@ -22,7 +22,7 @@ from PIL import Image
 
 from metricjax.data import open_dataset, shard_writer
 from metricjax.data.datasets import Dataset
-from metricjax.data.places import open_place
+from metricjax.storage.directories import open_place
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from metricjax.data.places import file_system
 from metricjax.errors import InputError, disk_errors
+from metricjax.storage.directories import file_system
 
 # Between one try and the next, in seconds. What fsspec opens tries again by itself too.
 _WAITS = (2.0, 10.0, 30.0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from metricjax.errors import InputError, disk_errors
+from metricjax.storage.atomic import locked
 
 
 class Place(Protocol):
@@ -207,26 +208,3 @@ def _told(root: str) -> Iterator[None]:
         raise InputError(
             f"{root} cannot be used ({what}): mend that, or choose another directory."
         ) from error
-
-
-@contextmanager
-def locked(directory: Path, in_use: str) -> Iterator[None]:
-    """Nobody else in here; the system lets go of the lock when the process ends.
-
-    Raises:
-      InputError: with the sentence `in_use`, if another process is in here.
-    """
-    import fcntl
-
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise InputError(in_use) from error
-    except OSError:
-        pass  # Some file systems have no locks; then two writers are the user's care.
-    try:
-        yield
-    finally:
-        os.close(handle)
