@@ -48,8 +48,8 @@ class Task:
         import jax.numpy as jnp
         from synthesizers import CLASSES, FEATURES, Head
 
-        from metricjax.mesh import keep_freed_memory
-        from metricjax.programs import memory
+        from metricjax.runtime.mesh import keep_freed_memory
+        from metricjax.runtime.program_costs import memory
 
         keep_freed_memory()
         head = Head(loss, method, points)

@@ -171,9 +171,9 @@ def _settle(counter, jobs):
     processors = sorted(os.sched_getaffinity(0))
     if 1 < jobs <= len(processors):
         os.sched_setaffinity(0, processors[number::jobs])
-    from metricjax import program_cache
+    from metricjax.runtime import compilation_cache
 
-    program_cache.use()
+    compilation_cache.use()
 
 
 def _weights(packed, data, seed, quick):

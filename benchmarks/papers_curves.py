@@ -31,9 +31,9 @@ def setting(seed, root):
     """The run that both sides start from, and all its batches."""
     import papers
 
-    from metricjax import mesh
     from metricjax.data import pipeline, transforms
     from metricjax.run import Run, open_data
+    from metricjax.runtime import mesh
 
     config = papers._config("ee", "multi_similarity", "omniglot", root / "omniglot.zip")
     adamw = replace(config.optimizer, method="adamw")  # both sides have it
@@ -61,7 +61,7 @@ class Ours:
     def __init__(self, run, batches, normalized):
         import jax
 
-        from metricjax import mesh
+        from metricjax.runtime import mesh
 
         self._run = run
         self._state = run.init_state()
@@ -94,7 +94,8 @@ class Theirs:
         from torch.nn import functional
         from train_step_torch import ConvNet
 
-        from metricjax import mesh, optimizers
+        from metricjax import optimizers
+        from metricjax.runtime import mesh
 
         variables, config = mesh.to_host(run.init_state().variables), run.config
         network = ConvNet(1, config.model.widths)

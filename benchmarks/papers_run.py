@@ -7,13 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from metricjax import judging, mesh
+from metricjax import judging
 from metricjax.config import RunConfig
 from metricjax.data import pipeline
 from metricjax.data.datasets import Dataset, Split
 from metricjax.embedding import Embedded
 from metricjax.models import pretrained
 from metricjax.run import Run
+from metricjax.runtime import mesh
 
 METRICS = ("map@r", "r_precision", "recall@1", "recall@2", "recall@4", "recall@8")
 

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from metricjax import chips, programs
-from metricjax import mesh as meshes
+from metricjax import chips
 from metricjax.evaluation import neighbors
+from metricjax.runtime import mesh as meshes
+from metricjax.runtime import program_costs
 
 DIM, BLOCK = 512, 1024
 # Topology, images, neighbours of each.
@@ -61,8 +62,8 @@ def row(topology, images, k):
         chips.PlanConfig.utilization,
         flops=flops,
         loss_flops=flops,
-        moved=programs.moved(program, flops),
-        sent=programs.traffic(program.as_text(), mesh.size).total,
+        moved=program_costs.moved(program, flops),
+        sent=program_costs.traffic(program.as_text(), mesh.size).total,
     )
     blocks = images / block
     published = (
@@ -74,7 +75,7 @@ def row(topology, images, k):
         k,
         f"{mesh.size} {topology.partition(':')[0]}",
         published,
-        f"{programs.memory(program).total / 2**30:.2f} GiB",
+        f"{program_costs.memory(program).total / 2**30:.2f} GiB",
         f"{2.0 * images**2 * DIM / 1e15:.3g}",
         f"{blocks * found.products:.3g}",
         f"{blocks * found.memory:.3g}",

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import jax
 
-from metricjax import chips, objectives, programs
-from metricjax import mesh as meshes
+from metricjax import chips, objectives
 from metricjax.blueprint import Blueprint
 from metricjax.config import from_config_dict
 from metricjax.levels import Classes
+from metricjax.runtime import mesh as meshes
+from metricjax.runtime import program_costs
 
 CLASSES = Classes(100)
 # Topology, batch, settings: the same images a chip on more chips, and the reverse.
@@ -82,15 +83,15 @@ def step_row(place, config, changes):
     program = blueprint.lower_train_step().compile()
     seconds = time.perf_counter() - began
     flops, loss_flops = blueprint.step_flops() / count, blueprint.loss_flops() / count
-    sent = programs.traffic(program.as_text(), count)
+    sent = program_costs.traffic(program.as_text(), count)
     alone = objective_alone(blueprint)
-    of_losses = programs.traffic(alone.as_text(), count)
+    of_losses = program_costs.traffic(alone.as_text(), count)
     found = chips.expected(
         place.figures,
         config.plan.utilization,
         flops=flops,
         loss_flops=loss_flops,
-        moved=programs.moved(program, flops),
+        moved=program_costs.moved(program, flops),
         sent=sent.total,
     )
     gathering = of_losses.total / place.figures.interconnect
@@ -101,7 +102,7 @@ def step_row(place, config, changes):
         f"{count} {place.title.partition(':')[0]}",
         config.batch_size // count,
         how or "-",
-        f"{programs.memory(program).total / 2**30:.2f} GiB",
+        f"{program_costs.memory(program).total / 2**30:.2f} GiB",
         f"{flops / 1e12:.3g}",
         f"{sent.total / 2**20:.0f} ({of_losses.total / 2**20:.1f})",
         f"{found.products:.3g}",
@@ -109,7 +110,7 @@ def step_row(place, config, changes):
         f"{found.between:.2g}",
         f"{found.total:.3g}",
         f"{share:.1%} ({gathering / found.total:.1%} between chips)",
-        f"{programs.memory(alone).total / 2**20:.0f} MiB",
+        f"{program_costs.memory(alone).total / 2**20:.0f} MiB",
         f"{seconds:.0f} s",
     )
     return "| " + " | ".join(map(str, columns)) + " |"
@@ -138,7 +139,7 @@ def loss_row(topology, batch, block):
     count, began = place.mesh.size, time.perf_counter()
     program = objective_alone(blueprint)
     seconds = time.perf_counter() - began
-    sent = programs.traffic(program.as_text(), count)
+    sent = program_costs.traffic(program.as_text(), count)
     found = chips.expected(
         place.figures,
         blueprint.config.plan.utilization,
@@ -151,7 +152,7 @@ def loss_row(topology, batch, block):
         batch,
         f"{count} {topology.partition(':')[0]}",
         "all at once" if block is None else f"blocks of {block}",
-        f"{programs.memory(program).total / 2**20:.3g} MiB",
+        f"{program_costs.memory(program).total / 2**20:.3g} MiB",
         f"{sent.gathered / 2**20:.3g} MiB",
         f"{sent.total / 2**20:.3g} MiB",
         f"{found.losses:.2g}",

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 from train_step_cases import CASES, CLASSES, LEARNING_RATE, MOMENTUM, inputs
 
-from metricjax import losses, mesh, models
+from metricjax import losses, models
 from metricjax.models import abe, cost
+from metricjax.runtime import mesh
 
 
 class OneByOne(abe.ABE):

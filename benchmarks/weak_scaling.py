@@ -32,12 +32,12 @@ def work(batch):
     import jax
     import numpy as np
 
-    from metricjax import hosts, mesh
     from metricjax.blueprint import Blueprint
     from metricjax.config import default_config, from_config_dict, terms
     from metricjax.levels import Classes
+    from metricjax.runtime import connection, mesh
 
-    hosts.connect()
+    connection.connect()
     mesh.keep_freed_memory()
     devices = mesh.make_mesh()
     config = default_config()

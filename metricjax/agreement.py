@@ -10,11 +10,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jax._src import distributed
-
 from metricjax.config import RunConfig, flat, to_dict
 from metricjax.data.datasets import Dataset
 from metricjax.errors import InputError
+from metricjax.runtime import exchange
 from metricjax.storage.directories import Place, open_place
 
 _REMEDIES = {
@@ -28,36 +27,6 @@ _OWN = {f"data.{name}" for name in ("root", "source", "threads", "cache_gib")}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # For how long a file may take to be seen by another host, in seconds.
 _SHARING = 10.0
-_DAY = 24 * 3600 * 1000
-_times_asked: Counter[str] = Counter()
-
-
-def exchange(topic: str, value: Any) -> list[tuple[str, Any]]:
-    """What each host has to say on a topic, in the order of the hosts.
-
-    To be called on all hosts, for the same topics in the same order. It waits for as
-    long as the others are alive, see `hosts.watched`.
-
-    Args:
-      topic: what it is about.
-      value: what this host says; anything that JSON can hold.
-
-    Returns:
-      (`host i (name)`, value) of each.
-    """
-    state = distributed.global_state
-    if state.client is None or state.num_processes == 1:
-        return [("host 0", value)]
-    _times_asked[topic] += 1
-    place = f"metricjax/{topic}/{_times_asked[topic]}"
-    said = json.dumps([platform.node(), value])
-    state.client.key_value_set(f"{place}/{state.process_id}", said)
-    found = []
-    for host in range(state.num_processes):
-        said = state.client.blocking_key_value_get(f"{place}/{host}", _DAY)
-        name, theirs = json.loads(said)
-        found.append((f"host {host} ({name})", theirs))
-    return found
 
 
 def check_same(config: RunConfig, dataset: Dataset) -> None:
@@ -67,7 +36,7 @@ def check_same(config: RunConfig, dataset: Dataset) -> None:
       InputError: a host differs from the most; on every host, with the same sentence.
     """
     for topic, facts in _facts(config, dataset).items():
-        odd = _odd_one(exchange(topic, facts))
+        odd = _odd_one(exchange.gather(topic, facts))
         if odd:
             raise InputError(f"{_told(topic, *odd)}: {_REMEDIES[topic]}")
 
@@ -81,16 +50,16 @@ def check_shared(workdir: Path | str) -> None:
     Raises:
       InputError: one does not; on every host, with the same sentence.
     """
-    hosts = exchange("token", uuid.uuid4().hex)
+    hosts = exchange.gather("token", uuid.uuid4().hex)
     writer, token = hosts[0]
     if len(hosts) == 1:
         return
-    place, file, first = open_place(workdir), f".{token}", _is_first()
+    place, file, first = open_place(workdir), f".{token}", exchange.is_first()
     if first:
         place.write(file, b"Do the hosts share this directory?\n")
     try:
-        exchange("written", None)
-        for name, seen in exchange("seen", _appears(place, file)):
+        exchange.gather("written", None)
+        for name, seen in exchange.gather("seen", _appears(place, file)):
             if not seen:
                 raise InputError(
                     f"--workdir {workdir}: {name} does not see what {writer} writes "
@@ -99,10 +68,6 @@ def check_shared(workdir: Path | str) -> None:
     finally:
         if first:
             place.remove(file)
-
-
-def _is_first() -> bool:
-    return distributed.global_state.process_id == 0
 
 
 def _appears(place: Place, name: str) -> bool:

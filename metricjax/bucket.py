@@ -19,10 +19,10 @@ from typing import Any
 
 import jax
 
-from metricjax import agreement
 from metricjax.checkpoints import Checkpoints
 from metricjax.config import RunConfig
 from metricjax.errors import InputError, disk_errors
+from metricjax.runtime import exchange
 from metricjax.storage import user_cache
 from metricjax.storage.atomic import locked
 from metricjax.storage.bucket import Store
@@ -272,7 +272,7 @@ class _Pushed(Checkpoints):
         self, abstract: Any, say: Callable[[str], None]
     ) -> tuple[int, Any] | None:
         self.wait()
-        agreement.exchange("pushed", None)
+        exchange.gather("pushed", None)
         if not self._first:
             self._place.pull_checkpoints()
             self._manager.reload()

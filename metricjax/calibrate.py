@@ -68,12 +68,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import evaluation, program_cache, thresholds
+    from metricjax import evaluation, thresholds
     from metricjax.index import Index
+    from metricjax.runtime import compilation_cache
     from metricjax.storage.atomic import write_atomically
     from metricjax.trained import Trained
 
-    program_cache.use()
+    compilation_cache.use()
     trained = Trained.open(options.run)
     with progress_bar("embedding") as progress:
         index = Index.open(

@@ -22,9 +22,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from metricjax import agreement
 from metricjax.errors import InputError, disk_errors
-from metricjax.mesh import to_host
+from metricjax.runtime import exchange
+from metricjax.runtime.mesh import to_host
 
 _KEPT = 2
 
@@ -189,7 +189,7 @@ class Checkpoints:
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
         """(state, "") or (None, why not), alike on all hosts."""
         state, reason = self._read_here(step, abstract)
-        for host, said in agreement.exchange("checkpoint", reason):
+        for host, said in exchange.gather("checkpoint", reason):
             if said:
                 return None, said if said == reason else f"on {host}: {said}"
         return state, ""

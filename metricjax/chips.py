@@ -10,8 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
-from metricjax import mesh as meshes
 from metricjax.errors import InputError
+from metricjax.runtime import mesh as meshes
 
 EXAMPLES = "v5e:4x4, v5e:16x16, v6e:8x8, v4:2x2x4, v5p:4x4x4"
 

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metricjax import agreement, chips, program_cache
-from metricjax import mesh as meshes
+from metricjax import agreement, chips
 from metricjax.errors import InputError
 from metricjax.examinations import (
     FAILED,
@@ -25,6 +24,8 @@ from metricjax.examinations import (
     brief,
     version,
 )
+from metricjax.runtime import compilation_cache, exchange
+from metricjax.runtime import mesh as meshes
 from metricjax.storage.directories import local_path
 
 # How an accelerator shows that JAX need not know of, and the extra that it needs.
@@ -87,7 +88,7 @@ def hosts() -> Finding:
     own = {"python": ".".join(platform.python_version_tuple()[:2])}
     own |= {name: version(name) for name in PACKAGES}
     own |= {f"metricjax/{k}": v for k, v in agreement.digest_of_code().items()}
-    said = agreement.exchange("programs", own)
+    said = exchange.gather("programs", own)
     names = [name for name, _ in said]
     if len(said) == 1:
         return Finding("hosts", OK, f"one, {platform.node()}")
@@ -115,7 +116,7 @@ def sharing(workdir: str) -> Finding | None:
     """Do all hosts see the same workdir? None if it is not there yet."""
     path = local_path(workdir)
     is_there = path is None or path.is_dir()  # A bucket needs no directories.
-    said = agreement.exchange("workdir", is_there)
+    said = exchange.gather("workdir", is_there)
     lacking = [host for host, has in said if not has]
     if len(said) == 1 or len(lacking) == len(said):
         return None
@@ -180,7 +181,7 @@ def _time_sum(mesh: jax.sharding.Mesh, floats: int, seconds: float) -> float:
         raise RuntimeError("the sum came out wrong")
     # All hosts must do it equally often, so that of the first counts.
     times = max(1, min(100_000, int(seconds / each)))
-    times = agreement.exchange("times", times)[0][1]
+    times = exchange.gather("times", times)[0][1]
     return repeat(times)[0]
 
 
@@ -199,7 +200,7 @@ def _cache_directory(chosen: str | None) -> str | None:
     if not jax.config.jax_enable_compilation_cache:
         return None
     try:
-        return chosen or str(program_cache.place())
+        return chosen or str(compilation_cache.place())
     except RuntimeError:  # There is no home to keep it in.
         return None
 

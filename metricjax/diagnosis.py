@@ -15,11 +15,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from metricjax import accumulation, mesh, step
+from metricjax import accumulation, step
 from metricjax.config import RunConfig
 from metricjax.data import transforms
 from metricjax.errors import InputError
 from metricjax.run import Run
+from metricjax.runtime import mesh
 from metricjax.step import TrainState
 
 # In the order of the computation: what an array is called, and whether it is finite.

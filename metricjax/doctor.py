@@ -62,26 +62,27 @@ def _run(options: argparse.Namespace) -> int:
         # As in main: of a lost host one sentence tells, not C++ besides.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        from metricjax import agreement, device_examinations, hosts
+        from metricjax import device_examinations
+        from metricjax.runtime import connection, exchange, watchdog
     except Exception as error:  # Versions that do not fit raise nearly anything.
         return _tell([first, examinations.not_importable(error)])
-    hosts.connect(_PATIENCE)
-    with hosts.watched(_PATIENCE):
+    connection.connect(_PATIENCE)
+    with watchdog.watched(_PATIENCE):
         findings = [first]
         with progress_bar("looking") as progress:
-            for finding in _examine(options, device_examinations, agreement.exchange):
+            for finding in _examine(options, device_examinations, exchange.gather):
                 findings.append(finding)
                 progress(len(findings), _LINES)
         token = uuid.uuid4().hex
         own = [token, [asdict(finding) for finding in findings]]
-        said = agreement.exchange("findings", own)
+        said = exchange.gather("findings", own)
         for host, (_, theirs) in said[1:]:
             findings += _of_another(host, [Finding(**one) for one in theirs])
         is_first = said[0][1][0] == token
         return _tell(findings, is_first)
 
 
-def _examine(options: argparse.Namespace, of_devices, exchange) -> Iterator[Finding]:
+def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Finding]:
     """The checks that need jax, in the same order on every host."""
     from metricjax import chips, decoding_rate
 
@@ -89,14 +90,14 @@ def _examine(options: argparse.Namespace, of_devices, exchange) -> Iterator[Find
     devices = of_devices.devices()
     yield devices
     # Together or not at all: a host without its devices would be waited for.
-    verdicts = [verdict for _, verdict in exchange("devices", devices.verdict)]
+    verdicts = [verdict for _, verdict in gather("devices", devices.verdict)]
     if FAILED not in verdicts:
         with of_devices.cache_set_aside() as directory:
             yield of_devices.all_reduce()
             yield of_devices.compilation(directory)
     workdir = examinations.workdir(options.workdir)
     yield workdir
-    writable = [verdict for _, verdict in exchange("writable", workdir.verdict)]
+    writable = [verdict for _, verdict in gather("writable", workdir.verdict)]
     sharing = FAILED not in writable and of_devices.sharing(options.workdir)
     if sharing:
         yield sharing

@@ -64,7 +64,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import embedding_file, hosts, index, parquet, program_cache, vectors
+    from metricjax import embedding_file, index, parquet, vectors
+    from metricjax.runtime import compilation_cache, connection, watchdog
     from metricjax.trained import Trained
 
     out = Path(options.out).expanduser()
@@ -72,10 +73,10 @@ def _run(options: argparse.Namespace) -> int:
         parquet.need()
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no directory {out.parent}: make it.")
-    program_cache.use()
-    hosts.connect()
+    compilation_cache.use()
+    connection.connect()
     trained = Trained.open(options.run)
-    with hosts.watched(trained.config.host_timeout):
+    with watchdog.watched(trained.config.host_timeout):
         split = index.open_images(
             trained,
             options.source,

@@ -10,9 +10,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Bool, Float, UInt8
 
-from metricjax import mesh, step
+from metricjax import step
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
+from metricjax.runtime import mesh
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import jax
 
-from metricjax import agreement, growing, vectors
+from metricjax import growing, vectors
 from metricjax.data.datasets import Split
 from metricjax.errors import InputError, disk_errors
 from metricjax.growing import Growing
+from metricjax.runtime import exchange
 from metricjax.storage.atomic import locked
 from metricjax.trained import Trained
 from metricjax.wording import counted
@@ -42,12 +43,12 @@ def write(
     """
     fill = partial(growing.fill, trained=trained, split=split, threads=threads)
     if jax.process_index() > 0:
-        if agreement.exchange("embed", False)[0][1]:
+        if exchange.gather("embed", False)[0][1]:
             fill(None)
         return
     keys = growing.keys_of(split)
     is_new = not _is_complete(out, trained, _digest(split, keys))
-    agreement.exchange("embed", is_new)
+    exchange.gather("embed", is_new)
     if not is_new:
         say_once(f"{out} is complete: there is nothing to do.")
         return

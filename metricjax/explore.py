@@ -80,13 +80,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import layouts, program_cache
+    from metricjax import layouts
     from metricjax.index import Index
+    from metricjax.runtime import compilation_cache
     from metricjax.trained import Trained
 
     if options.tsne:
         layouts.need_tsne()
-    program_cache.use()
+    compilation_cache.use()
     trained = Trained.open(options.run)
     say = partial(print, flush=True)
     with progress_bar("embedding") as progress:

@@ -66,7 +66,8 @@ def _platforms(listed: str | None) -> list[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import exporting, model_card, program_cache
+    from metricjax import exporting, model_card
+    from metricjax.runtime import compilation_cache
     from metricjax.storage.atomic import write_atomically, written_whole
     from metricjax.trained import Trained
 
@@ -75,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     out = out.expanduser()
     if out.is_dir() or (options.out and not out.parent.is_dir()):
         raise InputError(f"--out {out}: name a file in a directory that exists.")
-    program_cache.use()
+    compilation_cache.use()
     trained = Trained.open(options.run)
     if options.format == "onnx":
         content, run = exporting.onnx(trained), exporting.run_onnx

@@ -9,8 +9,9 @@ import numpy as np
 from jax import export
 from jaxtyping import Float, UInt8
 
-from metricjax import mesh, models, onnx_graph, step
+from metricjax import models, onnx_graph, step
 from metricjax.errors import InputError
+from metricjax.runtime import mesh
 from metricjax.trained import Trained
 
 FORMATS = ("stablehlo", "onnx")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from metricjax import analyses, explore, judging, mesh, outcomes, thresholds
+from metricjax import analyses, explore, judging, outcomes, thresholds
 from metricjax.checkpoints import digest
 from metricjax.config import to_dict
 from metricjax.errors import disk_errors
@@ -17,6 +17,7 @@ from metricjax.journal import read_history
 from metricjax.models import pretrained
 from metricjax.reports import page
 from metricjax.run import Run
+from metricjax.runtime import mesh
 from metricjax.step import TrainState
 from metricjax.storage.atomic import write_atomically, written_whole
 from metricjax.wording import counted

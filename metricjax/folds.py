@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from metricjax import agreement, judging, train
+from metricjax import judging, train
 from metricjax.comparison import METRICS, Estimate
 from metricjax.comparison_table import TITLES, markdown, plain
 from metricjax.config import RunConfig
@@ -23,6 +23,7 @@ from metricjax.errors import InputError
 from metricjax.evaluation.intervals import t_interval
 from metricjax.outcomes import digest_of_images
 from metricjax.run import open_data
+from metricjax.runtime import exchange
 from metricjax.storage.directories import open_place
 from metricjax.trained import Trained
 
@@ -59,7 +60,7 @@ def train_folds(config: RunConfig, workdir: Path | str, name: str) -> bool:
         fold = dataclasses.replace(config, data=data)
         if not train.train(fold, place, f"{name}, fold {number}"):
             return False
-    agreement.exchange("folds", None)  # The first host is the last to have written.
+    exchange.gather("folds", None)  # The first host is the last to have written.
     _summarize(config, workdir, name, addresses, say)
     return True
 

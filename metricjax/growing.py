@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from metricjax import agreement
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.embedding import Embedded
 from metricjax.errors import InputError, disk_errors
 from metricjax.evaluation.rows import LENGTH_TOLERANCE
+from metricjax.runtime import exchange
 from metricjax.storage.atomic import write_atomically
 from metricjax.trained import Trained
 
@@ -175,7 +175,7 @@ def fill(
         size = trained.embedder.batch_size
         growing.cut(growing.count // size * size)
     done = 0 if growing is None else growing.count
-    first = agreement.exchange("embedded", done)[0][1]
+    first = exchange.gather("embedded", done)[0][1]
     progress(first, len(split))
     if first == len(split):
         return

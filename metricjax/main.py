@@ -75,20 +75,21 @@ def _run(arguments: list[str]) -> int:
         print(options.config_dict)
         return 0
 
-    from metricjax import program_cache
+    from metricjax.runtime import compilation_cache
 
-    program_cache.use()
+    compilation_cache.use()
     if options.mode == "plan":
         from metricjax import plan
 
         plan.plan(options.config, options.name)
         return 0
 
-    from metricjax import folds, hosts, train
+    from metricjax import folds, train
+    from metricjax.runtime import connection, watchdog
 
     run = folds.train_folds if options.mode == "folds" else train.train
-    hosts.connect()
-    with hosts.watched(options.config.host_timeout):
+    connection.connect()
+    with watchdog.watched(options.config.host_timeout):
         run(options.config, options.workdir, options.name)
     return 0
 

@@ -4,10 +4,11 @@ import time
 
 import jax
 
-from metricjax import detectors, diagnosis, mesh, objectives, optimizers
+from metricjax import detectors, diagnosis, objectives, optimizers
 from metricjax.data import pipeline
 from metricjax.journal import Clock, Journal
 from metricjax.run import Run
+from metricjax.runtime import mesh
 from metricjax.step import TrainState
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from metricjax import chips, hosts, mesh, programs
+from metricjax import chips
 from metricjax.chips import Place, amount
 from metricjax.config import RunConfig
 from metricjax.cross_checks import check_devices
@@ -24,6 +24,7 @@ from metricjax.data.samplers import OF_CLASSES
 from metricjax.data.sampling import least_images
 from metricjax.room import Room, size_of
 from metricjax.run import Run, open_data
+from metricjax.runtime import connection, mesh, program_costs, watchdog
 from metricjax.trial import Trial, run_steps, search_seconds
 from metricjax.wording import counted
 
@@ -41,10 +42,10 @@ def plan(config: RunConfig, name: str) -> None:
     if config.plan.topology:
         place = chips.topology(config.plan.topology)
     else:
-        hosts.connect()
+        connection.connect()
         mesh.keep_freed_memory()
         place = chips.here()
-    with hosts.watched(config.host_timeout):
+    with watchdog.watched(config.host_timeout):
         say = partial(print, flush=True) if jax.process_index() == 0 else _silent
         check_devices(config, place.mesh.size)
         dataset, notes = _data(config)
@@ -137,7 +138,7 @@ class _Plan:
         """Memory of one device against what it has; returns the temporaries."""
         state = size_of(self._run.abstract_state)
         batch = size_of(self._run.blueprint.abstract_batch) / self._devices
-        found = program and programs.memory(program)
+        found = program and program_costs.memory(program)
         temporaries = found.temporaries if found else need - state - batch
         rest = f", results {amount(found.outputs)}" if found and found.outputs else ""
         has = "" if self._place.memory is None else f" of {amount(self._place.memory)}"
@@ -155,7 +156,7 @@ class _Plan:
             f"{self._one} (the losses' {self._run.blueprint.loss_flops() / 1e12:.2g})"
         )
         if program and self._devices > 1:
-            found = programs.traffic(program.as_text(), self._devices)
+            found = program_costs.traffic(program.as_text(), self._devices)
             kinds = ", ".join(f"{n} {kind}" for kind, n in found.counts.items())
             self._say(
                 f"between {self._one}s: each sends {found.total / 2**20:.3g} MiB a "
@@ -175,8 +176,8 @@ class _Plan:
             utilization,
             flops=flops,
             loss_flops=self._run.blueprint.loss_flops() / self._devices * in_float32,
-            moved=programs.moved(program, flops),
-            sent=programs.traffic(program.as_text(), self._devices).total,
+            moved=program_costs.moved(program, flops),
+            sent=program_costs.traffic(program.as_text(), self._devices).total,
         )
         self._say(
             f"time of a step: {found.total:.3g} s, estimated, not measured, from "
@@ -193,7 +194,7 @@ class _Plan:
             f"images/s, measured over {counted(trial.steps, 'step')} on random images"
         )
         if trial.memory is not None:
-            compiled = programs.memory(program)
+            compiled = program_costs.memory(program)
             times = f", {trial.memory / compiled.total:.2f} x" if compiled else ""
             self._say(
                 f"memory of a device in them, measured: {amount(trial.memory)}"

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from metricjax import programs
 from metricjax.blueprint import Blueprint
 from metricjax.chips import amount
 from metricjax.config import RunConfig
 from metricjax.data.samplers import OF_CLASSES
+from metricjax.runtime import program_costs
 
 # A larger batch within this share of one that fits is not worth another program.
 _CLOSE = 0.02
@@ -48,9 +48,9 @@ class Room:
             given = size_of(blueprint.abstract_state)
             given += size_of(blueprint.abstract_batch) // blueprint.mesh.size
             program = None
-            total = float(programs.needed(error, given) or math.inf)
+            total = float(program_costs.needed(error, given) or math.inf)
         else:
-            found = programs.memory(program)
+            found = program_costs.memory(program)
             total = float(found.total) if found else 0.0
         seconds = time.perf_counter() - began
         verdict = "fits" if program and self.has(total) else "does not fit"

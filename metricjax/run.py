@@ -11,15 +11,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from metricjax import (
-    hierarchy,
-    judging,
-    levels,
-    mesh,
-    program_cache,
-    programs,
-    step,
-)
+from metricjax import hierarchy, judging, levels, step
 from metricjax.blueprint import Blueprint
 from metricjax.config import RunConfig
 from metricjax.cross_checks import check_devices
@@ -31,6 +23,7 @@ from metricjax.levels import Classes
 from metricjax.models import pretrained
 from metricjax.models.cost import count_parameters
 from metricjax.objectives import Losses
+from metricjax.runtime import compilation_cache, mesh, program_costs
 from metricjax.workdir import check_owner
 
 
@@ -149,17 +142,17 @@ class Run:
         """The training step as a program, and what it costs.
 
         The cost: `compile_seconds`; `cached`, 1.0 if it was compiled by an earlier
-        start, see `program_cache`; `gflop` of a step on one device, and `mebibytes` of
-        a device's memory that it needs, as the compiler counts them.
+        start, see `compilation_cache`; `gflop` of a step on one device, and `mebibytes`
+        of a device's memory that it needs, as the compiler counts them.
         """
-        hits, began = program_cache.Hits(), time.perf_counter()
+        hits, began = compilation_cache.Hits(), time.perf_counter()
         program = self.blueprint.lower_train_step().compile()
         cost = {"compile_seconds": time.perf_counter() - began}
         cost["cached"] = float(int(hits) > 0)
         flops = (program.cost_analysis() or {}).get("flops", 0)
         if flops > 0 and self.config.parts == 1:  # It counts a loop once.
             cost["gflop"] = flops / 1e9
-        memory = programs.memory(program)
+        memory = program_costs.memory(program)
         if memory is not None:
             cost["mebibytes"] = memory.total / 2**20
         return program, cost

@@ -89,11 +89,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import program_cache
+    from metricjax.runtime import compilation_cache
     from metricjax.trained import Trained
 
     say = partial(print, file=sys.stderr, flush=True)
-    program_cache.use()
+    compilation_cache.use()
     trained = Trained.open(options.run)
     gallery = gallery_options.open_index(options, trained, say)
     names, images, embeddings = _queries(options, trained, say)

@@ -93,13 +93,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _application(options: argparse.Namespace, is_local: bool, say):
     """The index, the model and their routes; what takes long is said."""
-    from metricjax import program_cache
+    from metricjax.runtime import compilation_cache
     from metricjax.serving import application, guard, searching, uploads
     from metricjax.serving.batches import Batches
     from metricjax.serving.catalog import Catalog, Threshold
     from metricjax.trained import Trained
 
-    program_cache.use()
+    compilation_cache.use()
     trained = Trained.open(options.run)
     index = gallery_options.open_index(options, trained, say)
     pages = {name: Path(options.run) / name for name in application.PAGES}

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import jax
 
-from metricjax import agreement, bucket, judging, mesh, step
+from metricjax import agreement, bucket, judging, step
 from metricjax.config import RunConfig
 from metricjax.data import pipeline
 from metricjax.finishing import finish
 from metricjax.journal import Journal
 from metricjax.meter import Meter
 from metricjax.run import Run
+from metricjax.runtime import mesh
 from metricjax.workdir import claim
 
 

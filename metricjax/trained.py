@@ -14,13 +14,14 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, UInt8
 
-from metricjax import mesh, models, step
+from metricjax import models, step
 from metricjax.config import RunConfig, from_config_dict, to_dict
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.embedding import Embedded, Embedder
 from metricjax.errors import InputError
 from metricjax.models import pretrained
+from metricjax.runtime import mesh
 from metricjax.storage.bucket import Store
 from metricjax.storage.directories import local_path
 

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from metricjax import mesh as meshes
 from metricjax.chips import least
 from metricjax.evaluation import neighbors
 from metricjax.run import Run
+from metricjax.runtime import mesh as meshes
 
 # A first step longer than this many seconds is followed by one alone.
 _LONG = 20.0

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metricjax import accumulation, losses, mesh
+from metricjax import accumulation, losses
+from metricjax.runtime import mesh
 
 ROWS, WIDTH = 48, 6
 

@@ -9,6 +9,7 @@ from metricjax.config import RunConfig
 from metricjax.data.datasets import Dataset, Split
 from metricjax.errors import InputError
 from metricjax.objectives import ObjectiveConfig, Term
+from metricjax.runtime import exchange
 
 CONFIG = RunConfig(ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.2})}))
 
@@ -21,11 +22,11 @@ def dataset(names=("a", "b"), labels=(0, 1), fingerprint=""):
 def told_of(monkeypatch, topic, *changes):
     """The sentence of `check_same` where hosts report facts with those changes."""
 
-    def exchange(asked, facts):
+    def gather(asked, facts):
         changed = [facts | (c if asked == topic else {}) for c in changes]
         return [(f"host {i} (h{i})", facts) for i, facts in enumerate(changed)]
 
-    monkeypatch.setattr(agreement, "exchange", exchange)
+    monkeypatch.setattr(exchange, "gather", gather)
     with pytest.raises(InputError) as caught:
         agreement.check_same(CONFIG, dataset())
     return str(caught.value)
@@ -71,8 +72,8 @@ def test_data_that_differ_have_other_digests():
 def test_settings_that_a_host_may_have_for_itself(monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        agreement,
-        "exchange",
+        exchange,
+        "gather",
         lambda topic, facts: seen.setdefault(topic, [("host 0", facts)]),
     )
     agreement.check_same(CONFIG, dataset())
@@ -82,7 +83,7 @@ def test_settings_that_a_host_may_have_for_itself(monkeypatch):
 
 
 def test_one_host_has_nothing_to_agree_on(tmp_path):
-    assert agreement.exchange("topic", 1) == [("host 0", 1)]
+    assert exchange.gather("topic", 1) == [("host 0", 1)]
     agreement.check_same(CONFIG, dataset())
     agreement.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []

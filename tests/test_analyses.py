@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from metricjax import analyses, command_line, judging, mesh
+from metricjax import analyses, command_line, judging
 from metricjax.models import cgd, pooling
 from metricjax.reports import page
 from metricjax.run import Run
+from metricjax.runtime import mesh
 
 pytestmark = pytest.mark.usefixtures("quick")
 

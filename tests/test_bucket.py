@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metricjax import bucket, command_line, mesh, workdir
+from metricjax import bucket, command_line, workdir
 from metricjax.checkpoints import Checkpoints
 from metricjax.config import RunConfig
 from metricjax.errors import InputError
 from metricjax.objectives import ObjectiveConfig, Term
+from metricjax.runtime import mesh
 
 fsspec = pytest.importorskip("fsspec")
 slow = pytest.mark.slow

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
-from metricjax import mesh
 from metricjax.checkpoints import Checkpoints, digest
+from metricjax.runtime import mesh
 from metricjax.step import TrainState
 
 

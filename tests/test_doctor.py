@@ -11,14 +11,13 @@ import pytest
 from paths import LAUNCH
 
 from metricjax import (
-    agreement,
     decoding_rate,
     device_examinations,
     doctor,
     examinations,
-    mesh,
 )
 from metricjax.examinations import FAILED, OK, WARNING
+from metricjax.runtime import exchange, mesh
 
 LOCAL = LAUNCH / "local.sh"
 CHECKS = ["versions", "hosts", "devices", "all-reduce", "compilation", "workdir"]
@@ -335,11 +334,11 @@ def said(*hosts):
     ],
 )
 def test_hosts_that_run_other_programs(change, words, monkeypatch):
-    def exchange(topic, own):
+    def gather(topic, own):
         assert "metricjax/step.py" in own and own["jax"] == jax.__version__
         return said(own, own | change, own)
 
-    monkeypatch.setattr(agreement, "exchange", exchange)
+    monkeypatch.setattr(exchange, "gather", gather)
     finding = device_examinations.hosts()
     assert finding.verdict == (FAILED if words else OK)
     assert (words or "3 with the same programs: host 0 (n0), ") in finding.sentence
@@ -347,10 +346,10 @@ def test_hosts_that_run_other_programs(change, words, monkeypatch):
 
 def test_a_workdir_that_one_host_lacks(monkeypatch, tmp_path):
     answers = {"there": said(True, False), "nowhere": said(False, False)}
-    monkeypatch.setattr(agreement, "exchange", lambda *_: answers["there"])
+    monkeypatch.setattr(exchange, "gather", lambda *_: answers["there"])
     finding = device_examinations.sharing(str(tmp_path))
     assert finding.verdict == FAILED and "host 1 (n1) has no" in finding.sentence
-    monkeypatch.setattr(agreement, "exchange", lambda *_: answers["nowhere"])
+    monkeypatch.setattr(exchange, "gather", lambda *_: answers["nowhere"])
     assert device_examinations.sharing(str(tmp_path)) is None
 
 

@@ -12,9 +12,10 @@ import pytest
 import tiny as tiny_module
 from devices import xla_flags
 
-from metricjax import program_cache, vectors
+from metricjax import vectors
 from metricjax.data.collections import open_collection
 from metricjax.embed import USAGE, main
+from metricjax.runtime import compilation_cache
 from metricjax.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -30,7 +31,7 @@ def opened(trained, monkeypatch, tmp_path):
     """The run `run`, opened already; works in an own directory."""
     asked = []
     monkeypatch.setattr(Trained, "open", lambda run: asked.append(run) or trained)
-    monkeypatch.setattr(program_cache, "use", lambda: None)
+    monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.chdir(tmp_path)
     return asked
 
@@ -148,7 +149,7 @@ def test_mistakes(opened, tmp_path, capsys, arguments, words):
 def test_no_run_and_one_that_is_not_finished(
     tiny, tmp_path, capsys, monkeypatch, missing, words
 ):
-    monkeypatch.setattr(program_cache, "use", lambda: None)
+    monkeypatch.setattr(compilation_cache, "use", lambda: None)
     shutil.copytree(
         tiny.finished, tmp_path / "run", ignore=shutil.ignore_patterns("check*")
     )

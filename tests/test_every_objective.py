@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from paths import CONFIGS
 
-from metricjax import command_line, mesh
+from metricjax import command_line
 from metricjax.data import datasets, glyphs, pipeline
 from metricjax.objectives import LOSSES, check_gradients
 from metricjax.run import Run
+from metricjax.runtime import mesh
 
 CONFIG = CONFIGS / "losses.py"
 SETTINGS = {

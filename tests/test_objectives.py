@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from metricjax import losses, mesh
+from metricjax import losses
 from metricjax.errors import InputError
 from metricjax.levels import Classes
 from metricjax.models import Output
@@ -20,6 +20,7 @@ from metricjax.objectives import (
     objective,
     pair_statistics,
 )
+from metricjax.runtime import mesh
 
 RNG = np.random.default_rng(0)
 LABELS = np.array([3, 3, 3, 0, 0, 4, 4, 4, 1, 0])

@@ -9,13 +9,14 @@ import pytest
 from jax.sharding import Mesh
 from paths import CONFIGS
 
-from metricjax import chips, command_line, plan, programs, room
+from metricjax import chips, command_line, plan, room
 from metricjax.blueprint import Blueprint
 from metricjax.chips import Figures
 from metricjax.errors import InputError
 from metricjax.levels import Classes
 from metricjax.models.cost import count_parameters
 from metricjax.run import Run
+from metricjax.runtime import program_costs
 from metricjax.trial import run_steps
 
 
@@ -78,7 +79,7 @@ def test_a_plan_for_memory_that_is_too_small(tiny, said, monkeypatch):
     overrides += ("model.remat=True", "model.dtype=bfloat16", "plan.compiles=2")
     asked = settings(tiny, *overrides, "data.transform.image_size=32")
     blueprint = Blueprint(command_line.parse(asked).config, Classes(16), one_device())
-    need = programs.memory(blueprint.lower_train_step().compile()).total
+    need = program_costs.memory(blueprint.lower_train_step().compile()).total
     small = chips.Place(blueprint.mesh, 0.7 * need, "a device of little memory")
     monkeypatch.setattr(chips, "here", lambda: small)
     out = said(*asked)
@@ -148,7 +149,7 @@ def test_the_compiled_memory_is_what_steps_use(tiny, tmp_path, quick):
     config = command_line.parse(arguments).config
     run = Run.of(config, tmp_path, plan.open_data(config), one_device())
     program = run.blueprint.lower_train_step().compile()
-    compiled = programs.memory(program).total
+    compiled = program_costs.memory(program).total
     trial = run_steps(run, program)
     if trial.memory is None:
         pytest.skip("this system does not tell a process's peak memory")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricjax import embed, program_cache
+from metricjax import embed
 from metricjax.data.collections import open_collection
 from metricjax.errors import disk_errors
 from metricjax.growing import Growing
+from metricjax.runtime import compilation_cache
 from metricjax.search import USAGE, main
 from metricjax.trained import Trained
 
@@ -34,7 +35,7 @@ def cache(tmp_path_factory):
 def place(tiny, trained, cache, monkeypatch, tmp_path):
     """A directory with a gallery, `shapes`; the run is opened already."""
     monkeypatch.setattr(Trained, "open", lambda run: trained)
-    monkeypatch.setattr(program_cache, "use", lambda: None)
+    monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shapes").symlink_to(tiny.shapes)

@@ -10,13 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from metricjax import levels, mesh, models, optimizers
+from metricjax import levels, models, optimizers
 from metricjax.checkpoints import Checkpoints
 from metricjax.data.transforms import TransformConfig
 from metricjax.levels import Classes
 from metricjax.memory import MemoryConfig
 from metricjax.objectives import Losses, ObjectiveConfig, Term, check_gradients
 from metricjax.optimizers import OptimizerConfig
+from metricjax.runtime import mesh
 from metricjax.step import (
     init_params,
     init_state,

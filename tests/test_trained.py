@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from metricjax import judging, mesh
+from metricjax import judging
 from metricjax.data import open_dataset
 from metricjax.errors import InputError
+from metricjax.runtime import mesh
 from metricjax.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")

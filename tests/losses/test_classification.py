@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import reference
 
-from metricjax import mesh
 from metricjax.errors import InputError
 from metricjax.losses import softmax_cross_entropy
+from metricjax.runtime import mesh
 
 RNG = np.random.default_rng(0)
 LOGITS = 3.0 * RNG.normal(size=(16, 7))

@@ -9,9 +9,9 @@ import pytest
 import reference
 import reference_proxies
 
-from metricjax import mesh
 from metricjax.errors import InputError
 from metricjax.losses.divergence import divergence
+from metricjax.runtime import mesh
 
 
 def ensemble(count=5, learners=4, width=6, seed=0):

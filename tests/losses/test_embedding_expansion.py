@@ -14,10 +14,11 @@ import reference
 import reference_expansion as slow
 from jax.extend.core import jaxprs_in_params
 
-from metricjax import losses, mesh
+from metricjax import losses
 from metricjax.errors import InputError
 from metricjax.losses import Tiling
 from metricjax.losses import embedding_expansion as expansion
+from metricjax.runtime import mesh
 
 # Seven pairs; a class of three pairs, not next to each other, and two of one.
 LABELS = np.repeat([5, -2, 5, 9, -2, 0, 5], 2)

@@ -9,11 +9,12 @@ import pytest
 import reference
 import reference_proxies
 
-from metricjax import hierarchy, mesh
+from metricjax import hierarchy
 from metricjax.errors import InputError
 from metricjax.losses import Tiling
 from metricjax.losses.hierarchical import Level, hierarchical_proxy
 from metricjax.losses.proxies import proxy_anchor, proxy_nca
+from metricjax.runtime import mesh
 
 LABELS = np.array([6, 6, 6, 1, 1, 3, 3, 3, 3, 0, 1, 2])
 COARSE = np.array([2, 0, 1, 0, 2, 1, 1, 0])  # class -> one of 3 groups

@@ -10,10 +10,10 @@ import pytest
 import reference
 import reference_expansion as slow
 
-from metricjax import mesh
 from metricjax.errors import InputError
 from metricjax.losses import Tiling
 from metricjax.losses.n_pair import n_pair
+from metricjax.runtime import mesh
 
 # Unequal classes, two of a single image, any integers, no order.
 LABELS = np.array([6, -3, 6, 1, 6, 1, -3, 8, -3, -3, 1, 2, 6])

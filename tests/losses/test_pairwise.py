@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import reference
 
-from metricjax import mesh
 from metricjax.errors import InputError
 from metricjax.losses import Tiling, pairwise
 from metricjax.losses.hardest import hardest
 from metricjax.losses.numerics import masked_mean
+from metricjax.runtime import mesh
 
 LABELS = np.array([4, 4, 4, 7, 7, -2, -2, -2, -2, 9, 7, 5])
 

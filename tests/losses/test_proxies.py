@@ -10,10 +10,10 @@ import pytest
 import reference
 import reference_proxies
 
-from metricjax import mesh
 from metricjax.errors import InputError
 from metricjax.losses import Tiling, numerics
 from metricjax.losses.proxies import check_labels, proxy_anchor, proxy_nca
+from metricjax.runtime import mesh
 
 LABELS = np.array([6, 6, 6, 1, 1, 3, 3, 3, 3, 0, 1, 2])  # of 8: 4, 5, 7 are absent
 CLASSES = 8

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import reference
 
-from metricjax import mesh
 from metricjax.errors import InputError
 from metricjax.losses import Tiling, triplet
+from metricjax.runtime import mesh
 
 LABELS = np.array([6, 6, 6, 1, 1, -3, -3, -3, -3, 8, 1, 2])
 VARIANTS = {

@@ -2,7 +2,7 @@
 
     python tests/support/everywhere.py OUT.npz VARIANT ...
 
-trains each variant on all devices of all hosts (see `hosts.connect`) and writes
+trains each variant on all devices of all hosts (see `connection.connect`) and writes
 what host i saw to OUT.i.npz.
 """
 
@@ -14,11 +14,11 @@ from unittest import mock
 import jax
 import numpy as np
 
-from metricjax import hosts, mesh
 from metricjax.config import default_config, from_config_dict, terms
 from metricjax.data import datasets, pipeline
 from metricjax.data.datasets import Dataset, Split
 from metricjax.run import Run
+from metricjax.runtime import connection, mesh
 
 STEPS = 10
 # Variant -> the losses, and other settings.
@@ -184,7 +184,7 @@ def _named(group, tree):
 
 
 def main(out, *variants):
-    hosts.connect()
+    connection.connect()
     arrays = {}
     for variant in variants:
         for name, array in trained(variant).items():

@@ -225,7 +225,8 @@ class Tiny:
 # Steps take 60 ms at least, so that checkpoints are written between them.
 NURSERY = """
 import os, sys, time
-from metricjax import agreement, hosts, main, train
+from metricjax import agreement, main, train
+from metricjax.runtime import connection, watchdog
 wait_for = train.Meter.wait_for
 def wait_longer(meter, batches):
     time.sleep(0.06)

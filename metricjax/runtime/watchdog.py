@@ -1,141 +1,30 @@
-"""Several hosts as one run: joined, watched, and ended together with one sentence.
+"""Watch the hosts of a run and end them all together, with one sentence.
 
 What a host must tell the others goes through the key-value store of `jax.distributed`,
 which lives on host 0. No device has a part in it, so that it gets through where a
 collective hangs because a host is gone.
 """
 
-import ctypes
-import functools
 import json
 import math
-import os
-import signal
 import socket
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
-from jax._src import distributed
 
 from metricjax.errors import InputError
+from metricjax.runtime import _jax_internals
+from metricjax.runtime.connection import end_process
 
 _SIGNS, _LEFT, _FINISHED = "metricjax/signs/", "metricjax/left/", "metricjax/finished/"
 _VERDICT = "metricjax/verdict/"
 _GO_ON = "run the same command again to go on from the last checkpoint."
-_state = distributed.global_state
-
-
-def connect(patience: float = 300.0) -> None:
-    """Join the other hosts, where the environment says that there are some.
-
-    Cloud TPU pods announce themselves to `jax.distributed`; elsewhere
-    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name the hosts.
-    Must run before the first use of a device.
-
-    Args:
-      patience: how long to wait for the others, in seconds. If they do not come, the
-        process ends with a sentence and exit code 2.
-    """
-    announced = _announced()
-    if announced is None:
-        return
-    sentence = (
-        f"metricjax: not all hosts came together within {patience:.0f} s: start the "
-        "same command on each of them, and see that they reach the first."
-    )
-    # Its heartbeats are for a watch that is slower than ours; see `Watch`.
-    patiently = {"initialization_timeout": round(patience)}
-    patiently["heartbeat_timeout_seconds"] = 7 * 24 * 3600
-    try:
-        with _in_our_words(lambda: _end(sentence, 2)):
-            jax.distributed.initialize(**announced, **patiently)
-    except (RuntimeError, TypeError):
-        _end(sentence, 2)
-    if threading.current_thread() is threading.main_thread():
-        # jax.distributed takes SIGTERM for its own notice of preemption.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _announced() -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is told; None where there is one host."""
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        return {
-            "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
-            "num_processes": _number("JAX_NUM_PROCESSES"),
-            "process_id": _number("JAX_PROCESS_ID"),
-        }
-    return {} if os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") else None
-
-
-def _number(variable: str) -> int:
-    text = os.environ.get(variable, "")
-    if not text.isdecimal():
-        raise InputError(
-            f"JAX_COORDINATOR_ADDRESS is set, but {variable} is {text!r}: set it to a "
-            "number, or unset the address to run on one host."
-        )
-    return int(text)
-
-
-# What to do when the connection to host 0 breaks.
-_when_broken: list[Callable[[], None]] = []
-
-
-@contextmanager
-def _in_our_words(end: Callable[[], None]) -> Iterator[None]:
-    """Let `end` be called, here and later, where jaxlib gives up its connection.
-
-    By itself it prints pages and aborts. It offers a callback instead, but in jaxlib
-    0.10 and 0.11 it fails to call one written in Python, and C++ ends the process; so
-    the same function is the one that C++ calls then. `Watch` takes the place of `end`.
-    """
-    _when_broken[:] = [end]
-
-    def broken(*_) -> None:
-        _when_broken[-1]()
-
-    _call_at_the_end_of_cpp(broken)
-    client = distributed._jax.get_distributed_runtime_client
-    with_callback = functools.partial(client, missed_heartbeat_callback=broken)
-    distributed._jax.get_distributed_runtime_client = with_callback
-    try:
-        yield
-    finally:
-        distributed._jax.get_distributed_runtime_client = client
-
-
-@functools.cache
-def _call_at_the_end_of_cpp(function: Callable[[], None]) -> Any:
-    """Call a function where C++ would end the process for an error that none caught.
-
-    Nothing where the C++ library is another one. The result must be kept.
-    """
-    try:
-        set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE
-    except (AttributeError, OSError):
-        return None
-    handler = ctypes.CFUNCTYPE(None)(function)
-    set_terminate.restype = ctypes.c_void_p
-    set_terminate(handler)
-    return handler
-
-
-def _end(text: str, code: int) -> NoReturn:
-    """Say it and be gone: what else the process does may hang without the others."""
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-        if sys.stdout.isatty():
-            sys.stdout.write("\x1b[?25h\n")  # the progress line hides the cursor
-            sys.stdout.flush()
-    with suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
-    os._exit(code)
+_state = _jax_internals.state
 
 
 @contextmanager
@@ -188,7 +77,7 @@ class Watch:
       end: `end(text, code)` ends the process.
     """
 
-    def __init__(self, client, index: int, count: int, limit: float, end=_end):
+    def __init__(self, client, index: int, count: int, limit: float, end=end_process):
         self._client, self._index, self._count = client, index, count
         self._limit, self._end_process = limit, end
         self._interval = min(5.0, limit / 10)
@@ -203,7 +92,7 @@ class Watch:
 
     def start(self) -> None:
         """Give signs of life from now on, and expect them."""
-        _when_broken.append(self._broken)
+        _jax_internals.on_broken_connection.append(self._broken)
         for work in (self._talk, self._judge):
             threading.Thread(target=work, daemon=True).start()
 
@@ -234,7 +123,7 @@ class Watch:
             time.sleep(min(0.2, self._interval))
         self._closed.set()
         # What is left is to hang up; if a host is faster, it is no matter.
-        _when_broken.append(lambda: self._end_process("", 0))
+        _jax_internals.on_broken_connection.append(lambda: self._end_process("", 0))
 
     def _talk(self) -> None:
         beat = 0

@@ -14,11 +14,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from paths import ROOT
 from safetensors.numpy import load_file
 
-from metricjax import hosts
 from metricjax.errors import InputError
+from metricjax.runtime import _jax_internals, connection, watchdog
 
+CONNECT = "from metricjax.runtime import connection; connection.connect(1)"
 COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -49,9 +51,9 @@ def test_hosts_are_joined_where_the_environment_says_so(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **kw: calls.append(kw))
-    monkeypatch.setattr(hosts, "_call_at_the_end_of_cpp", lambda function: None)
+    monkeypatch.setattr(_jax_internals, "call_on_cpp_terminate", lambda function: None)
     before = signal.getsignal(signal.SIGTERM)
-    hosts.connect()
+    connection.connect()
     signal.signal(signal.SIGTERM, before)
     assert len(calls) == len(expected)
     for call, arguments in zip(calls, expected, strict=True):
@@ -64,7 +66,7 @@ def test_hosts_that_do_not_come(number):
     values = (f"127.0.0.1:{free_port()}", "2", str(number))
     environment = dict(zip(COORDINATOR, values, strict=True))
     alone = subprocess.run(
-        [sys.executable, "-c", "from metricjax import hosts; hosts.connect(1)"],
+        [sys.executable, "-c", CONNECT],
         env=os.environ | environment | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
@@ -120,7 +122,7 @@ class Trio:
         self.stores = [Store(content) for _ in range(3)]
         self.ended, self.order = {}, []
         self.watches = [
-            hosts.Watch(store, index, 3, self.LIMIT, self._end(index))
+            watchdog.Watch(store, index, 3, self.LIMIT, self._end(index))
             for index, store in enumerate(self.stores)
         ]
         for watch in self.watches:
@@ -143,7 +145,7 @@ class Trio:
 
 @pytest.fixture
 def trio(monkeypatch):
-    monkeypatch.setattr(hosts, "_when_broken", [])
+    monkeypatch.setattr(_jax_internals, "on_broken_connection", [])
     trio = Trio()
     yield trio
     for watch in trio.watches:
@@ -222,7 +224,7 @@ def test_a_host_that_is_done_waits_for_the_others(trio):
 def test_a_host_that_was_halted_itself_blames_nobody(trio, monkeypatch):
     """Its clock has gone on without it, as after SIGSTOP and SIGCONT."""
     real, gap = time.monotonic, [0.0]
-    monkeypatch.setattr(hosts.time, "monotonic", lambda: real() + gap[0])
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: real() + gap[0])
     gap[0] = 100 * trio.LIMIT
     time.sleep(3 * trio.LIMIT)
     assert trio.ended == {}
@@ -230,7 +232,7 @@ def test_a_host_that_was_halted_itself_blames_nobody(trio, monkeypatch):
 
 def test_one_host_is_not_watched():
     """An error leaves as it is, and the process lives."""
-    with pytest.raises(InputError, match="as it is"), hosts.watched(60):
+    with pytest.raises(InputError, match="as it is"), watchdog.watched(60):
         raise InputError("as it is")
 
 
@@ -259,7 +261,7 @@ def other_data(tiny, directory):
 
 
 def other_code(tiny, directory):
-    package = os.path.dirname(hosts.__file__)
+    package = str(ROOT / "metricjax")
     shutil.copytree(package, directory / "metricjax")
     with open(directory / "metricjax" / "step.py", "a") as file:
         file.write("\n# another\n")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metricjax import mesh, programs
+from metricjax.runtime import mesh, program_costs
 
 LOOP = """\
 HloModule jit_f, entry_computation_layout={()->f32[]}
@@ -39,7 +39,7 @@ ENTRY %main (x: f32[4,8]) -> f32[] {
 
 
 def test_traffic_of_a_program_written_by_hand():
-    found = programs.traffic(LOOP, 4)
+    found = program_costs.traffic(LOOP, 4)
     assert found.sent == {
         "all-reduce": 5 * 2 * 3 / 4 * 128 + 2 * 3 / 4 * 48,
         "all-gather": 5 * 3 / 4 * 256 + 3 / 4 * 48,
@@ -51,9 +51,9 @@ def test_traffic_of_a_program_written_by_hand():
     assert found.gathered == 256
     assert found.counts["all-gather"] == 2 and found.counts["all-reduce"] == 2
     known = LOOP.replace("body=%body", 'body=%body, x={"known_trip_count":{"n":"9"}}')
-    assert programs.traffic(known, 4).repeated == found.repeated / 5 * 9
+    assert program_costs.traffic(known, 4).repeated == found.repeated / 5 * 9
     endless = LOOP.replace("direction=LT", "direction=NE")
-    assert programs.traffic(endless, 4).repeated == 0
+    assert program_costs.traffic(endless, 4).repeated == 0
 
 
 # As TPU's compiler writes a gather that goes on beside other work: in all its parts.
@@ -77,7 +77,7 @@ ENTRY %main (x: f32[4,8]) -> f32[16,8] {
 
 
 def test_a_collective_in_several_parts_counts_once():
-    found = programs.traffic(SPREAD, 4)
+    found = program_costs.traffic(SPREAD, 4)
     assert found.counts == {"all-gather": 2}
     assert found.total == 2 * 3 / 4 * 512
 
@@ -101,14 +101,14 @@ def test_traffic_of_a_compiled_program():
     )
     shapes = [(16, 16), (5 * 4 * count, 16)]
     abstract = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
-    found = programs.traffic(program.lower(*abstract).compile().as_text(), count)
+    found = program_costs.traffic(program.lower(*abstract).compile().as_text(), count)
     share = (count - 1) / count
     rows = 5 * 4 * count * 16 * 4
     assert found.gathered == rows and found.sent["all-gather"] == share * rows
     weights, sums = 16 * 16 * 4, 4
     in_loop = 5 * 2 * share * weights
     assert in_loop <= found.sent["all-reduce"] <= in_loop + 5 * 2 * share * sums
-    assert programs.traffic("ENTRY %main (x: f32[]) -> f32[] {\n}\n", 1).total == 0
+    assert program_costs.traffic("ENTRY %main (x: f32[]) -> f32[] {\n}\n", 1).total == 0
 
 
 def test_memory_counts_what_is_given_back_once():
@@ -116,7 +116,7 @@ def test_memory_counts_what_is_given_back_once():
     rows = jax.ShapeDtypeStruct((1024, 256), np.float32)
     for donated, outputs in (((0,), 0), ((), 2**20)):
         program = jax.jit(lambda x: x + 1, donate_argnums=donated).lower(rows)
-        found = programs.memory(program.compile())
+        found = program_costs.memory(program.compile())
         assert found.arguments == 2**20 and found.outputs == outputs
         assert found.total == 2**20 + outputs + found.temporaries
 
@@ -139,5 +139,5 @@ def test_memory_counts_what_is_given_back_once():
     ],
 )
 def test_what_a_refused_program_would_need(message, size):
-    found = programs.needed(RuntimeError(message), 1000)
+    found = program_costs.needed(RuntimeError(message), 1000)
     assert found == (None if size is None else int(size))

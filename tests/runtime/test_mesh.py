@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from devices import xla_flags
 
-from metricjax import mesh
+from metricjax.runtime import mesh
 
 LOCAL = {
     "images": np.arange(8 * 2 * 2 * 1, dtype=np.uint8).reshape(8, 2, 2, 1),
@@ -89,8 +89,8 @@ def test_same_everywhere_is_replicated():
 
 TWO_HOSTS = """
 import jax, numpy as np
-from metricjax import hosts, mesh
-hosts.connect()
+from metricjax.runtime import connection, mesh
+connection.connect()
 own = np.arange(3) + 10 * jax.process_index()
 tree = mesh.same_everywhere(mesh.make_mesh(), {"a": own, "b": np.bool_(own[0] > 0)})
 print(jax.process_count(), mesh.to_host(tree)["a"].tolist(), bool(tree["b"]))
@@ -153,7 +153,7 @@ def test_no_options_where_the_compiler_or_the_device_has_none(monkeypatch):
 
 PAGE_FAULTS = """
 import mmap, resource
-from metricjax import mesh
+from metricjax.runtime import mesh
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -8,10 +8,10 @@ import pytest
 
 COMPILE = """
 import jax
-from metricjax import program_cache
-directory = program_cache.use()
+from metricjax.runtime import compilation_cache
+directory = compilation_cache.use()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-hits = program_cache.Hits()
+hits = compilation_cache.Hits()
 jax.jit(lambda x: jax.numpy.sin(x) @ x).lower(jax.numpy.ones((3, 3))).compile()
 print(directory, int(hits))
 """
