@@ -10,10 +10,11 @@ from pathlib import Path
 
 import jax
 
-from metricjax import chips, objectives
+from metricjax import chips
 from metricjax.blueprint import Blueprint
 from metricjax.config import from_config_dict
-from metricjax.levels import Classes
+from metricjax.objectives import objective
+from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.runtime import mesh as meshes
 from metricjax.runtime import program_costs
 
@@ -170,7 +171,7 @@ def objective_alone(blueprint):
     everywhere, split = meshes.replicated(mesh), meshes.split(mesh)
 
     def value(output, labels):
-        return objectives.objective(config, output, labels, mesh=mesh)
+        return objective.objective(config, output, labels, mesh=mesh)
 
     program = jax.jit(
         jax.value_and_grad(value, has_aux=True),

@@ -34,7 +34,7 @@ def work(batch):
 
     from metricjax.blueprint import Blueprint
     from metricjax.config import default_config, from_config_dict, terms
-    from metricjax.levels import Classes
+    from metricjax.objectives.hierarchical_proxies import Classes
     from metricjax.runtime import connection, mesh
 
     connection.connect()

@@ -13,11 +13,12 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from metricjax import models, objectives, optimizers, step
+from metricjax import models, optimizers, step
 from metricjax.config import RunConfig
-from metricjax.levels import Classes
 from metricjax.models.cost import forward_multiply_adds, multiply_adds
-from metricjax.objectives import Losses
+from metricjax.objectives import objective as objectives
+from metricjax.objectives.hierarchical_proxies import Classes
+from metricjax.objectives.objective import Losses
 from metricjax.runtime import mesh as meshes
 
 

@@ -19,7 +19,7 @@ from metricjax.cross_checks import check_run
 from metricjax.data.transforms import TransformConfig
 from metricjax.errors import InputError, suggestion
 from metricjax.models.embedder import ModelConfig
-from metricjax.objectives import LOSSES, ObjectiveConfig, Term
+from metricjax.objectives.objective import LOSSES, ObjectiveConfig, Term
 from metricjax.optimizers import GROUP_RATES, OptimizerConfig
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from metricjax.data.samplers import OF_CLASSES, SAMPLERS
 from metricjax.data.sampling import check_categories
 from metricjax.errors import InputError, suggestion
-from metricjax.objectives import Loss
+from metricjax.objectives.objective import Loss
 
 if TYPE_CHECKING:
     from metricjax.config import RunConfig

@@ -4,9 +4,10 @@ import time
 
 import jax
 
-from metricjax import detectors, diagnosis, objectives, optimizers
+from metricjax import detectors, diagnosis, optimizers
 from metricjax.data import pipeline
 from metricjax.journal import Clock, Journal
+from metricjax.objectives import objective
 from metricjax.run import Run
 from metricjax.runtime import mesh
 from metricjax.step import TrainState
@@ -91,7 +92,7 @@ class Meter:
             self._journal.say(f"step {done} is not finite; looking into it")
             raise diagnosis.not_finite(self._run, self._state, batch, self._saved)
         if done in self._first:
-            objectives.check_gradients(mesh.to_host(metrics))
+            objective.check_gradients(mesh.to_host(metrics))
         if done % self._config.log_every and done != self._config.steps:
             return
         values = {

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from metricjax import hierarchy, judging, levels, step
+from metricjax import judging, step
 from metricjax.blueprint import Blueprint
 from metricjax.config import RunConfig
 from metricjax.cross_checks import check_devices
@@ -19,10 +19,11 @@ from metricjax.data import datasets, pipeline, samplers, transforms
 from metricjax.data.sampling import Sampler
 from metricjax.embedding import Embedded, Embedder
 from metricjax.errors import InputError
-from metricjax.levels import Classes
 from metricjax.models import pretrained
 from metricjax.models.cost import count_parameters
-from metricjax.objectives import Losses
+from metricjax.objectives import class_clustering, hierarchical_proxies
+from metricjax.objectives.hierarchical_proxies import Classes
+from metricjax.objectives.objective import Losses
 from metricjax.runtime import compilation_cache, mesh, program_costs
 from metricjax.workdir import check_owner
 
@@ -165,10 +166,12 @@ class Run:
         """
         name = "hierarchical_proxy"
         proxies, carried = mesh.to_host((state.proxies[name], state.objective[name]))
-        levels.check_finite(proxies["fine"], done)  # on all hosts, or the others wait
+        hierarchical_proxies.check_finite(
+            proxies["fine"], done
+        )  # on all hosts, or the others wait
         coarse = {level: rows for level, rows in proxies.items() if level != "fine"}
         if jax.process_index() == 0:
-            coarse, carried = levels.regroup(
+            coarse, carried = hierarchical_proxies.regroup(
                 self.config.objective.hierarchy,
                 proxies,
                 carried,
@@ -280,7 +283,7 @@ def _classes(split: datasets.Split, config: RunConfig) -> Classes:
     wanted = config.objective.hierarchy
     categories = None
     if wanted and wanted.hierarchy == "category" and split.categories is not None:
-        categories = hierarchy.from_categories(split.labels, split.categories)
+        categories = class_clustering.from_categories(split.labels, split.categories)
     return Classes(split.num_classes, categories)
 
 

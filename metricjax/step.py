@@ -12,11 +12,12 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from metricjax import accumulation, objectives
+from metricjax import accumulation
 from metricjax.data import transforms
 from metricjax.models.output import Output
 from metricjax.models.pretrained import merge
-from metricjax.objectives import Losses, ObjectiveConfig
+from metricjax.objectives import objective as objectives
+from metricjax.objectives.objective import Losses, ObjectiveConfig
 
 # Streams of randomness of a run, each folded into the root key.
 _INIT, _STEP, _PROXIES = 0, 1, 2

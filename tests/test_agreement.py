@@ -8,7 +8,7 @@ from metricjax import agreement
 from metricjax.config import RunConfig
 from metricjax.data.datasets import Dataset, Split
 from metricjax.errors import InputError
-from metricjax.objectives import ObjectiveConfig, Term
+from metricjax.objectives.objective import ObjectiveConfig, Term
 from metricjax.runtime import exchange
 
 CONFIG = RunConfig(ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.2})}))

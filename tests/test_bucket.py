@@ -15,7 +15,7 @@ from metricjax import bucket, command_line, workdir
 from metricjax.checkpoints import Checkpoints
 from metricjax.config import RunConfig
 from metricjax.errors import InputError
-from metricjax.objectives import ObjectiveConfig, Term
+from metricjax.objectives.objective import ObjectiveConfig, Term
 from metricjax.runtime import mesh
 
 fsspec = pytest.importorskip("fsspec")

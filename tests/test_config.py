@@ -14,7 +14,7 @@ from metricjax.config import (
 )
 from metricjax.cross_checks import check_devices
 from metricjax.errors import InputError, suggestion
-from metricjax.loss_terms import LOSSES
+from metricjax.objectives.registry import LOSSES
 
 
 def config_with(**settings):

@@ -13,7 +13,7 @@ from metricjax.config import RunConfig
 from metricjax.detectors import Collapse, Lasting, NoGradient, Recompilation, Starvation
 from metricjax.errors import InputError
 from metricjax.models import ModelConfig
-from metricjax.objectives import ObjectiveConfig, Term, check_gradients
+from metricjax.objectives.objective import ObjectiveConfig, Term, check_gradients
 
 STEPS = range(20, 401, 20)
 

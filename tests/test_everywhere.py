@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from devices import xla_flags
 
-from metricjax.loss_terms import LOSSES
+from metricjax.objectives.registry import LOSSES
 
 HOSTS, DEVICES = 2, 2
 pytestmark = pytest.mark.slow

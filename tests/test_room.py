@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from metricjax import command_line, room
 from metricjax.blueprint import Blueprint
-from metricjax.levels import Classes
+from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.room import Room
 
 MIB = 2**20

@@ -10,12 +10,18 @@ import numpy as np
 import optax
 import pytest
 
-from metricjax import levels, models, optimizers
+from metricjax import models, optimizers
 from metricjax.checkpoints import Checkpoints
 from metricjax.data.transforms import TransformConfig
-from metricjax.levels import Classes
-from metricjax.memory import MemoryConfig
-from metricjax.objectives import Losses, ObjectiveConfig, Term, check_gradients
+from metricjax.objectives import hierarchical_proxies
+from metricjax.objectives.cross_batch_memory import MemoryConfig
+from metricjax.objectives.hierarchical_proxies import Classes
+from metricjax.objectives.objective import (
+    Losses,
+    ObjectiveConfig,
+    Term,
+    check_gradients,
+)
 from metricjax.optimizers import OptimizerConfig
 from metricjax.runtime import mesh
 from metricjax.step import (
@@ -263,7 +269,7 @@ def regrouped(setup, state, step):
     name = "hierarchical_proxy"
     proxies, carried = mesh.to_host((state.proxies[name], state.objective[name]))
     config = setup.losses.config.hierarchy
-    found = levels.regroup(config, proxies, carried, None, 0, step)
+    found = hierarchical_proxies.regroup(config, proxies, carried, None, 0, step)
     coarse, carried = jax.tree.map(jnp.asarray, found)
     return state.with_losses(
         {**state.proxies, name: {**state.proxies[name], **coarse}},

@@ -9,7 +9,7 @@ import pytest
 from metricjax import workdir
 from metricjax.config import RunConfig, to_dict
 from metricjax.errors import InputError
-from metricjax.objectives import ObjectiveConfig, Term
+from metricjax.objectives.objective import ObjectiveConfig, Term
 
 CONFIG = RunConfig(ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.2})}))
 

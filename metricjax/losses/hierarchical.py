@@ -41,9 +41,9 @@ def hierarchical_proxy(
     Args:
       embeddings: [b, d], expected to be of unit length.
       labels: classes [b] in 0..c-1.
-      levels: the finest first, one for each weight. `metricjax.hierarchy` finds the
-        parents. Coarse proxies are either parameters of their own, which then take all
-        of their level's gradient, or `hierarchy.centroids` of the fine ones, through
+      levels: the finest first, one for each weight; `objectives.class_clustering`
+        finds the parents. Coarse proxies are either parameters of their own, which then
+        take all of their level's gradient, or its `centroids` of the fine ones, through
         which it reaches those.
       level_weights: w_l, at least 0. A level whose weight is the number 0 is left out,
         as during the epochs before the first clusters.

@@ -9,11 +9,11 @@ import pytest
 import reference
 import reference_proxies
 
-from metricjax import hierarchy
 from metricjax.errors import InputError
 from metricjax.losses import Tiling
 from metricjax.losses.hierarchical import Level, hierarchical_proxy
 from metricjax.losses.proxies import proxy_anchor, proxy_nca
+from metricjax.objectives import class_clustering
 from metricjax.runtime import mesh
 
 LABELS = np.array([6, 6, 6, 1, 1, 3, 3, 3, 3, 0, 1, 2])
@@ -226,7 +226,7 @@ def test_centroids_hand_their_level_to_the_fine_proxies_or_not(through):
 
     @jax.jit
     def total(fine):
-        coarse = hierarchy.centroids(fine, COARSE)
+        coarse = class_clustering.centroids(fine, COARSE)
         coarse = coarse if through else jax.lax.stop_gradient(coarse)
         levels = Level(fine), Level(coarse, COARSE)
         return hierarchical_proxy(f32(embeddings), LABELS, levels)

@@ -10,7 +10,7 @@ from paths import CONFIGS
 
 from metricjax import command_line
 from metricjax.data import datasets, glyphs, pipeline
-from metricjax.objectives import LOSSES, check_gradients
+from metricjax.objectives.objective import LOSSES, check_gradients
 from metricjax.run import Run
 from metricjax.runtime import mesh
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from metricjax import levels, losses
+from metricjax import losses
 from metricjax.errors import InputError
-from metricjax.levels import HierarchicalProxy
 from metricjax.losses import embedding_expansion
-from metricjax.memory import Memory
 from metricjax.models.output import Output
+from metricjax.objectives import hierarchical_proxies
+from metricjax.objectives.cross_batch_memory import Memory
+from metricjax.objectives.hierarchical_proxies import HierarchicalProxy
 
 
 class Inputs(NamedTuple):
@@ -163,7 +164,7 @@ def _proxies_of(base: str):
 
 
 def _hierarchical(inputs: Inputs, **options):
-    return levels.value(
+    return hierarchical_proxies.value(
         HierarchicalProxy(**options),
         inputs.output.embedding,
         inputs.labels,
@@ -176,12 +177,12 @@ def _hierarchical(inputs: Inputs, **options):
 def _hierarchical_proxies(key, classes, width, **options):
     config = HierarchicalProxy(**options)
     fine = _draw(config.base, key, (classes.count, width))
-    return levels.init_proxies(config, fine, config.counts(classes))
+    return hierarchical_proxies.init_proxies(config, fine, config.counts(classes))
 
 
 def _hierarchical_state(classes, **options):
     counts = HierarchicalProxy(**options).counts(classes)
-    return levels.init_state(classes.count, counts)
+    return hierarchical_proxies.init_state(classes.count, counts)
 
 
 LOSSES: dict[str, Loss] = {
@@ -214,7 +215,7 @@ LOSSES: dict[str, Loss] = {
     "hierarchical_proxy": Loss(
         _hierarchical,
         {f.name: f.default for f in dataclasses.fields(HierarchicalProxy)},
-        choices=levels.CHOICES,
+        choices=hierarchical_proxies.CHOICES,
         proxies=_hierarchical_proxies,
         state=_hierarchical_state,
         check=HierarchicalProxy,

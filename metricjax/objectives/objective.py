@@ -16,14 +16,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from metricjax import memory as memories
 from metricjax.errors import InputError
-from metricjax.levels import Classes, HierarchicalProxy
-from metricjax.loss_terms import LOSSES, Inputs, Loss, views
 from metricjax.losses import pairwise
 from metricjax.losses.numerics import masked_max, masked_mean, masked_min
-from metricjax.memory import MemoryConfig
 from metricjax.models.output import Output
+from metricjax.objectives import cross_batch_memory as memories
+from metricjax.objectives.cross_batch_memory import MemoryConfig
+from metricjax.objectives.hierarchical_proxies import Classes, HierarchicalProxy
+from metricjax.objectives.registry import LOSSES, Inputs, Loss, views
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ObjectiveConfig:
 
     @property
     def remembered(self) -> tuple[str, ...]:
-        """The views that the memory keeps, see `loss_terms.views`."""
+        """The views that the memory keeps, see `registry.views`."""
         if not self.memory.size:
             return ()
         kept = {loss.compares for _, loss, _, _ in self.losses() if loss.against}

@@ -9,10 +9,10 @@ import pytest
 import reference
 import reference_proxies
 
-from metricjax import levels
 from metricjax.errors import InputError
-from metricjax.levels import Classes, HierarchicalProxy
 from metricjax.losses import Tiling
+from metricjax.objectives import hierarchical_proxies
+from metricjax.objectives.hierarchical_proxies import Classes, HierarchicalProxy
 
 CLASSES, WIDTH = 9, 5
 CATEGORIES = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
@@ -25,18 +25,23 @@ def drawn(config, seed=1):
     """Proxies and state before the first step, as numpy."""
     counts = config.counts(WHOLE)
     fine = jnp.float32(np.random.default_rng(seed).normal(size=(CLASSES, WIDTH)))
-    made = levels.init_proxies(config, fine, counts), levels.init_state(CLASSES, counts)
+    made = (
+        hierarchical_proxies.init_proxies(config, fine, counts),
+        hierarchical_proxies.init_state(CLASSES, counts),
+    )
     return jax.tree.map(np.asarray, made)
 
 
 def grouped(config, proxies, state, step=0, seed=0):
-    coarse, state = levels.regroup(config, proxies, state, CATEGORIES, seed, step)
+    coarse, state = hierarchical_proxies.regroup(
+        config, proxies, state, CATEGORIES, seed, step
+    )
     return proxies | coarse, state
 
 
 @partial(jax.jit, static_argnums=0)
 def value(config, proxies, state):
-    return levels.value(
+    return hierarchical_proxies.value(
         config, jnp.float32(EMBEDDINGS), LABELS, proxies, state, Tiling()
     )
 
@@ -214,7 +219,9 @@ def test_classes_that_cannot_be_grouped_so(settings, classes, words):
 
 
 def test_without_scikit_learn_it_is_told_before_the_training(monkeypatch):
-    monkeypatch.setattr(levels.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        hierarchical_proxies.importlib.util, "find_spec", lambda name: None
+    )
     with pytest.raises(InputError, match="needs scikit-learn, install it with"):
         HierarchicalProxy(clusters=(3,)).counts(WHOLE)
     assert HierarchicalProxy(hierarchy="category").counts(WHOLE) == (3,)
@@ -222,7 +229,7 @@ def test_without_scikit_learn_it_is_told_before_the_training(monkeypatch):
 
 def test_proxies_that_are_not_finite_are_told():
     fine = clouds()
-    levels.check_finite(fine, 7)
+    hierarchical_proxies.check_finite(fine, 7)
     fine[3, 1] = np.nan
     with pytest.raises(InputError, match="not finite after step 7"):
-        levels.check_finite(fine, 7)
+        hierarchical_proxies.check_finite(fine, 7)

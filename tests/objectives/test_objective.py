@@ -8,10 +8,10 @@ import reference
 
 from metricjax import losses
 from metricjax.errors import InputError
-from metricjax.levels import Classes
 from metricjax.models import Output
 from metricjax.models.cost import multiply_adds
-from metricjax.objectives import (
+from metricjax.objectives.hierarchical_proxies import Classes
+from metricjax.objectives.objective import (
     LOSSES,
     Losses,
     ObjectiveConfig,

@@ -10,8 +10,8 @@ import pytest
 import reference
 import reference_proxies
 
-from metricjax import hierarchy
 from metricjax.errors import InputError
+from metricjax.objectives import class_clustering
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def same_partition(first, second):
 
 def test_planted_groups_are_found(scikit_learn):
     proxies, group = planted()
-    (level,) = hierarchy.cluster(proxies, [5], seed=3)
+    (level,) = class_clustering.cluster(proxies, [5], seed=3)
     assert level.parent.dtype == np.int32 and level.parent.shape == (30,)
     assert same_partition(level.parent, group)
     expected = reference_proxies.group_means(proxies, level.parent)
@@ -50,9 +50,9 @@ def test_lengths_matter_only_to_raw_clusters(scikit_learn):
     directions = np.array([[1.0, 0.0], [0.0, 1.0]] * 4)
     lengths = np.array([1.0, 1.0, 9.0, 9.0] * 2)
     proxies = lengths[:, None] * directions + 0.01 * np.arange(8)[:, None]
-    (unit,) = hierarchy.cluster(proxies, [2], seed=0)
+    (unit,) = class_clustering.cluster(proxies, [2], seed=0)
     assert same_partition(unit.parent, np.array([0, 1] * 4))
-    (raw,) = hierarchy.cluster(proxies, [3], seed=0, normalize=False, restarts=5)
+    (raw,) = class_clustering.cluster(proxies, [3], seed=0, normalize=False, restarts=5)
     assert same_partition(raw.parent, np.array([0, 0, 1, 2] * 2))
     for cluster in range(3):
         np.testing.assert_allclose(
@@ -62,11 +62,11 @@ def test_lengths_matter_only_to_raw_clusters(scikit_learn):
 
 def test_same_seed_same_clusters(scikit_learn):
     proxies = np.random.default_rng(1).normal(size=(80, 8))
-    first, again = (hierarchy.cluster(proxies, [9, 3], seed=5) for _ in range(2))
+    first, again = (class_clustering.cluster(proxies, [9, 3], seed=5) for _ in range(2))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a.parent, b.parent)
         np.testing.assert_array_equal(a.centroids, b.centroids)
-    other = hierarchy.cluster(proxies, [9, 3], seed=6)
+    other = class_clustering.cluster(proxies, [9, 3], seed=6)
     assert not np.array_equal(first[0].parent, other[0].parent)
 
 
@@ -74,7 +74,7 @@ def test_more_first_guesses_are_not_worse(scikit_learn):
     proxies = reference.l2_normalize(np.random.default_rng(2).normal(size=(60, 8)))
 
     def spread(restarts):
-        (level,) = hierarchy.cluster(proxies, [6], seed=0, restarts=restarts)
+        (level,) = class_clustering.cluster(proxies, [6], seed=0, restarts=restarts)
         return sum(
             ((rows - rows.mean(axis=0)) ** 2).sum()
             for rows in (proxies[level.parent == k] for k in range(6))
@@ -89,7 +89,7 @@ def test_levels_are_nested_and_of_the_classes(scikit_learn):
     top = 3.0 * reference.l2_normalize(drawn.normal(size=(3, 16)))
     middle = np.repeat(top, 4, axis=0) + 0.2 * drawn.normal(size=(12, 16))
     proxies = np.repeat(middle, 5, axis=0) + 0.01 * drawn.normal(size=(60, 16))
-    levels = hierarchy.cluster(proxies, [12, 3, 1], seed=0, restarts=10)
+    levels = class_clustering.cluster(proxies, [12, 3, 1], seed=0, restarts=10)
     assert [level.centroids.shape for level in levels] == [(12, 16), (3, 16), (1, 16)]
     assert same_partition(levels[0].parent, np.repeat(np.arange(12), 5))
     assert same_partition(levels[1].parent, np.repeat(np.arange(3), 20))
@@ -111,7 +111,7 @@ def test_no_cluster_is_empty_whatever_the_proxies(scikit_learn, counts):
     ):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            levels = hierarchy.cluster(proxies, counts, seed=0)
+            levels = class_clustering.cluster(proxies, counts, seed=0)
         for level, count in zip(levels, counts, strict=True):
             assert sorted(set(level.parent.tolist())) == list(range(count))
             assert np.isfinite(level.centroids).all()
@@ -132,7 +132,7 @@ def test_an_empty_cluster_takes_the_farthest_member(monkeypatch, scikit_learn):
 
     monkeypatch.setattr(cluster, "KMeans", Lazy)
     proxies = np.array([[0.0], [1.0], [5.0], [90.0]])
-    (level,) = hierarchy.cluster(proxies, [3], seed=0, normalize=False)
+    (level,) = class_clustering.cluster(proxies, [3], seed=0, normalize=False)
     np.testing.assert_array_equal(level.parent, [0, 0, 1, 2])
     np.testing.assert_allclose(level.centroids, [[0.5], [5.0], [90.0]])
 
@@ -140,14 +140,14 @@ def test_an_empty_cluster_takes_the_farthest_member(monkeypatch, scikit_learn):
 def test_clusters_keep_their_numbers(scikit_learn):
     """Proxies moved a little and another seed: the same groups, the same numbers."""
     proxies, _ = planted(groups=7)
-    before = hierarchy.cluster(proxies, [7, 2], seed=0, restarts=20)
+    before = class_clustering.cluster(proxies, [7, 2], seed=0, restarts=20)
     moved = proxies + 0.01 * np.random.default_rng(5).normal(size=proxies.shape)
     previous = [level.centroids for level in before]
     changed = False
     for seed in range(1, 6):
-        afresh = hierarchy.cluster(moved, [7, 2], seed=seed, restarts=20)
+        afresh = class_clustering.cluster(moved, [7, 2], seed=seed, restarts=20)
         changed |= not np.array_equal(afresh[0].parent, before[0].parent)
-        after = hierarchy.cluster(
+        after = class_clustering.cluster(
             moved, [7, 2], seed=seed, restarts=20, previous=previous
         )
         for old, new in zip(before, after, strict=True):
@@ -158,11 +158,13 @@ def test_clusters_keep_their_numbers(scikit_learn):
 
 def test_previous_may_be_learnt_proxies_of_any_length(scikit_learn):
     proxies, _ = planted()
-    (before,) = hierarchy.cluster(proxies, [5], seed=0)
+    (before,) = class_clustering.cluster(proxies, [5], seed=0)
     drawn = np.random.default_rng(6)
     learnt = before.centroids + 0.05 * drawn.normal(size=before.centroids.shape)
     learnt *= np.array([[0.01], [30.0], [1.0], [5.0], [0.2]])
-    (after,) = hierarchy.cluster(proxies, [5], seed=9, previous=[jnp.asarray(learnt)])
+    (after,) = class_clustering.cluster(
+        proxies, [5], seed=9, previous=[jnp.asarray(learnt)]
+    )
     np.testing.assert_array_equal(after.parent, before.parent)
 
 
@@ -175,7 +177,7 @@ def test_match_is_the_best_of_all_assignments(scikit_learn):
         a, b = (new, old)
         if normalize:
             a, b = reference.l2_normalize(new), reference.l2_normalize(old)
-        order = hierarchy.match(new, old, normalize=normalize)
+        order = class_clustering.match(new, old, normalize=normalize)
         assert sorted(order) == list(range(5))
         best = min(
             ((a - b[list(orders)]) ** 2).sum()
@@ -187,7 +189,7 @@ def test_match_is_the_best_of_all_assignments(scikit_learn):
 def test_categories_become_parents():
     labels = np.array([2, 0, 1, 3, 0, 2, 2])
     categories = np.array([40, -7, 40, 12, -7, 40, 40])
-    parent = hierarchy.from_categories(labels, categories)
+    parent = class_clustering.from_categories(labels, categories)
     assert parent.dtype == np.int32
     np.testing.assert_array_equal(parent, [0, 2, 2, 1])
 
@@ -207,16 +209,16 @@ def test_categories_become_parents():
 )
 def test_categories_that_are_no_hierarchy(sentence, labels, categories):
     with pytest.raises(InputError, match=sentence):
-        hierarchy.from_categories(labels, categories)
+        class_clustering.from_categories(labels, categories)
 
 
 def test_centroids_equal_reference():
     proxies, group = planted()
-    got = hierarchy.centroids(jnp.asarray(proxies, jnp.float32), group)
+    got = class_clustering.centroids(jnp.asarray(proxies, jnp.float32), group)
     expected = reference_proxies.group_means(proxies, group)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=1e-6)
-    plain = hierarchy.centroids(jnp.float32(proxies), group, normalize=False)
+    plain = class_clustering.centroids(jnp.float32(proxies), group, normalize=False)
     for number, mean in enumerate(plain):
         np.testing.assert_allclose(mean, proxies[group == number].mean(0), atol=1e-5)
 
@@ -226,7 +228,7 @@ def test_gradient_of_centroids_equals_reference():
     weights = np.random.default_rng(8).normal(size=(3, 5))
 
     def ours(x):
-        return jnp.sum(hierarchy.centroids(x, group) * weights)
+        return jnp.sum(class_clustering.centroids(x, group) * weights)
 
     def slow(x):
         return (reference_proxies.group_means(x, group) * weights).sum()
@@ -239,13 +241,17 @@ def test_gradient_of_centroids_equals_reference():
 def test_traced_parents_need_the_number_of_groups():
     proxies, group = planted()
     proxies = jnp.float32(proxies)
-    means = jax.jit(lambda parent: hierarchy.centroids(proxies, parent, 7))(group)
-    np.testing.assert_allclose(means[:5], hierarchy.centroids(proxies, group), 1e-5)
+    means = jax.jit(lambda parent: class_clustering.centroids(proxies, parent, 7))(
+        group
+    )
+    np.testing.assert_allclose(
+        means[:5], class_clustering.centroids(proxies, group), 1e-5
+    )
     np.testing.assert_array_equal(means[5:], np.zeros((2, 16)))
     with pytest.raises(InputError, match="count is needed"):
-        jax.jit(lambda parent: hierarchy.centroids(proxies, parent))(group)
+        jax.jit(lambda parent: class_clustering.centroids(proxies, parent))(group)
     with pytest.raises(InputError, match=r"\[30, 16\] and \[29\]"):
-        hierarchy.centroids(proxies, group[1:])
+        class_clustering.centroids(proxies, group[1:])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +274,7 @@ def test_traced_parents_need_the_number_of_groups():
 )
 def test_entry_checks(scikit_learn, sentence, proxies, counts, options):
     with pytest.raises(InputError, match=sentence):
-        hierarchy.cluster(proxies, counts, seed=0, **options)
+        class_clustering.cluster(proxies, counts, seed=0, **options)
 
 
 @pytest.mark.parametrize("missing", ["sklearn.cluster", "scipy.optimize"])
@@ -283,6 +289,6 @@ def test_missing_extra_is_a_sentence(monkeypatch, missing):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=r"pip install 'metricjax\[cluster\]'"):
         if missing == "scipy.optimize":
-            hierarchy.match(np.ones((2, 3)), np.ones((2, 3)))
+            class_clustering.match(np.ones((2, 3)), np.ones((2, 3)))
         else:
-            hierarchy.cluster(np.ones((4, 2)), [2], seed=0)
+            class_clustering.cluster(np.ones((4, 2)), [2], seed=0)

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import reference
 
-from metricjax import losses, memory
+from metricjax import losses
 from metricjax.errors import InputError
-from metricjax.levels import Classes
-from metricjax.memory import MemoryConfig
 from metricjax.models import Output
-from metricjax.objectives import (
+from metricjax.objectives import cross_batch_memory
+from metricjax.objectives.cross_batch_memory import MemoryConfig
+from metricjax.objectives.hierarchical_proxies import Classes
+from metricjax.objectives.objective import (
     Losses,
     ObjectiveConfig,
     Term,
@@ -22,7 +23,7 @@ from metricjax.objectives import (
     remember,
 )
 
-remember_jitted = jax.jit(memory.remember)
+remember_jitted = jax.jit(cross_batch_memory.remember)
 
 
 def batch(size, number):
@@ -34,7 +35,7 @@ def batch(size, number):
 @pytest.mark.parametrize(("size", "count"), [(4, 4), (12, 4), (10, 4), (7, 5)])
 def test_a_ring_holds_what_a_queue_would(size, count):
     """Sizes that batches divide and others; from empty until all was written over."""
-    held, queue = memory.empty(size, batch(count, 0)[0]), deque(maxlen=size)
+    held, queue = cross_batch_memory.empty(size, batch(count, 0)[0]), deque(maxlen=size)
     assert not held.mask.any() and len(held.labels) == size
     for number in range(1, 3 * size // count + 3):
         rows, labels = batch(count, number)
@@ -50,11 +51,12 @@ def test_a_ring_holds_what_a_queue_would(size, count):
 
 def test_no_gradient_goes_into_the_memory():
     rows, labels = batch(4, 0)
-    held = memory.empty(8, rows)
+    held = cross_batch_memory.empty(8, rows)
 
     def total(rows):
         return sum(
-            jnp.sum(x) for x in memory.remember(held, rows, labels).rows.values()
+            jnp.sum(x)
+            for x in cross_batch_memory.remember(held, rows, labels).rows.values()
         )
 
     slopes = jax.grad(total)(rows)["unit"]
@@ -62,9 +64,11 @@ def test_no_gradient_goes_into_the_memory():
 
 
 def test_rows_keep_the_type_of_the_memory():
-    held = memory.empty(4, {"unit": jax.ShapeDtypeStruct((2, 1, 3), jnp.float32)})
+    held = cross_batch_memory.empty(
+        4, {"unit": jax.ShapeDtypeStruct((2, 1, 3), jnp.float32)}
+    )
     rows = {"unit": jnp.ones((2, 1, 3), jnp.bfloat16)}
-    held = memory.remember(held, rows, jnp.zeros(2, jnp.int8))
+    held = cross_batch_memory.remember(held, rows, jnp.zeros(2, jnp.int8))
     assert held.rows["unit"].dtype == jnp.float32 and held.labels.dtype == jnp.int32
 
 

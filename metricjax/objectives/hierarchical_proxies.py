@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from metricjax import hierarchy
 from metricjax.errors import InputError
 from metricjax.losses import (
     Level,
@@ -25,6 +24,7 @@ from metricjax.losses import (
     proxy_anchor,
     proxy_nca,
 )
+from metricjax.objectives import class_clustering
 
 CHOICES = {
     "base": ("proxy_anchor", "proxy_nca"),
@@ -68,7 +68,7 @@ class HierarchicalProxy:
 
     base: str = "proxy_anchor"
     level_weights: tuple[float, ...] = (1.0, 0.1)
-    hierarchy: str = "kmeans"
+    class_clustering: str = "kmeans"
     clusters: tuple[int, ...] = (10,)
     coarse: str = "learnt"
     centroid_gradient: bool = False
@@ -195,7 +195,7 @@ def value(
             fine = proxies["fine"]
             if not config.centroid_gradient:
                 fine = jax.lax.stop_gradient(fine)
-            coarse = hierarchy.centroids(fine, parent, count)
+            coarse = class_clustering.centroids(fine, parent, count)
         levels.append(Level(coarse, parent))
     active = state["active"].astype(jnp.float32)
     own, *above = config.level_weights
@@ -236,10 +236,14 @@ def regroup(
     fine, active = proxies["fine"], bool(state["active"])
     learnt = [proxies[f"coarse{level}"] for level in range(1, len(proxies))]
     if config.hierarchy == "category":
-        centroids = np.asarray(hierarchy.centroids(jnp.asarray(fine), categories))
-        groups = (hierarchy.Clusters(np.asarray(categories, np.int32), centroids),)
+        centroids = np.asarray(
+            class_clustering.centroids(jnp.asarray(fine), categories)
+        )
+        groups = (
+            class_clustering.Clusters(np.asarray(categories, np.int32), centroids),
+        )
     else:
-        groups = hierarchy.cluster(
+        groups = class_clustering.cluster(
             fine,
             config.clusters,
             seed=int(np.random.SeedSequence([seed, step]).generate_state(1)[0]),
