@@ -157,7 +157,7 @@ def _source(data, options):
 
 
 def _config(table, name, data, root=None, quick=False, **settings):
-    from metricjax.config import from_config_dict
+    from metricjax.config.parsing import from_config_dict
 
     config = from_config_dict(papers_cases.config_of(table, name, data, quick))
     config = replace(config, data=replace(config.data, root=root and str(root)))

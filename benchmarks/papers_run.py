@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from metricjax import judging
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.data import pipeline
 from metricjax.data.datasets import Dataset, Split
 from metricjax.embedding import Embedded

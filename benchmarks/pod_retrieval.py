@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from metricjax import chips
+from metricjax.config import schema
 from metricjax.evaluation import neighbors
 from metricjax.runtime import mesh as meshes
 from metricjax.runtime import program_costs
@@ -27,7 +28,7 @@ CELLS = (
 
 def table(cells=None):
     """Lines of the table."""
-    share = chips.PlanConfig.utilization
+    share = schema.PlanConfig.utilization
     yield (
         f"Embeddings of {DIM} float32 numbers, every image against all others; each "
         f"chip holds the gallery and takes {BLOCK} queries at a time; jax "
@@ -59,7 +60,7 @@ def row(topology, images, k):
     flops = 2.0 * BLOCK * images * DIM
     found = chips.expected(
         figures,
-        chips.PlanConfig.utilization,
+        schema.PlanConfig.utilization,
         flops=flops,
         loss_flops=flops,
         moved=program_costs.moved(program, flops),

@@ -12,7 +12,7 @@ import jax
 
 from metricjax import chips
 from metricjax.blueprint import Blueprint
-from metricjax.config import from_config_dict
+from metricjax.config.parsing import from_config_dict
 from metricjax.objectives import objective
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.runtime import mesh as meshes

@@ -33,7 +33,8 @@ def work(batch):
     import numpy as np
 
     from metricjax.blueprint import Blueprint
-    from metricjax.config import default_config, from_config_dict, terms
+    from metricjax.config import default_config, terms
+    from metricjax.config.parsing import from_config_dict
     from metricjax.objectives.hierarchical_proxies import Classes
     from metricjax.runtime import connection, mesh
 

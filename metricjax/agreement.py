@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from metricjax.config import RunConfig, flat, to_dict
+from metricjax.config.parsing import flat, to_dict
+from metricjax.config.schema import RunConfig
 from metricjax.data.datasets import Dataset
 from metricjax.errors import InputError
 from metricjax.runtime import exchange

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from metricjax.config import ModelConfig
 from metricjax.data import transforms
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.embedding import Embedded
 from metricjax.judging import some_classes
 from metricjax.losses import embedding_expansion
 from metricjax.models import cgd, pooling
+from metricjax.models.embedder import ModelConfig
 from metricjax.reports import studies
 from metricjax.reports.studies import Study
 from metricjax.run import Run

@@ -14,7 +14,7 @@ import optax
 from flax import linen as nn
 
 from metricjax import models, optimizers, step
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.models.cost import forward_multiply_adds, multiply_adds
 from metricjax.objectives import objective as objectives
 from metricjax.objectives.hierarchical_proxies import Classes

@@ -20,14 +20,14 @@ from typing import Any
 import jax
 
 from metricjax.checkpoints import Checkpoints
-from metricjax.config import RunConfig
+from metricjax.config.identity import check_config
+from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError, disk_errors
 from metricjax.runtime import exchange
 from metricjax.storage import user_cache
 from metricjax.storage.atomic import locked
 from metricjax.storage.bucket import Store
 from metricjax.storage.directories import local_path
-from metricjax.workdir import check_config
 
 _CHECKPOINTS = "checkpoints"
 # What a run that goes on reads, besides its checkpoints.

@@ -17,35 +17,6 @@ EXAMPLES = "v5e:4x4, v5e:16x16, v6e:8x8, v4:2x2x4, v5p:4x4x4"
 
 
 @dataclass(frozen=True)
-class PlanConfig:
-    """What `--mode plan` looks at; training does not.
-
-    Attributes:
-      topology: TPU chips that need not be here, such as "v5e:16x16"; None: the devices
-        that are here.
-      utilization: the share of a chip's published FLOP/s that training is assumed to
-        reach, in (0, 1].
-      compiles: programs compiled to find the largest batch, and as many to find what
-        would make room; 0: look for neither.
-    """
-
-    topology: str | None = None
-    utilization: float = 0.4
-    compiles: int = 3
-
-    def __post_init__(self):
-        if not 0 < self.utilization <= 1:
-            raise InputError(
-                f"config.plan.utilization is {self.utilization}: it must be above 0 "
-                "and at most 1."
-            )
-        if self.compiles < 0:
-            raise InputError(
-                f"config.plan.compiles is {self.compiles}: it must be 0 or more."
-            )
-
-
-@dataclass(frozen=True)
 class Figures:
     """What is published of one chip, per second where it is a rate.
 

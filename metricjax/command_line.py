@@ -14,7 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from metricjax.arguments import Parser
-from metricjax.config import RunConfig, from_config_dict
+from metricjax.config.parsing import from_config_dict
+from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError, suggestion
 from metricjax.storage.directories import local_path
 

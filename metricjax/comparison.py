@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metricjax import outcomes, workdir
-from metricjax.config import from_config_dict
+from metricjax import outcomes
+from metricjax.config import identity
+from metricjax.config.parsing import from_config_dict
 from metricjax.errors import InputError
 from metricjax.evaluation.intervals import (
     bootstrap_over_classes,
@@ -269,7 +270,7 @@ def _finished(address: str) -> Finished:
             f"({outcomes.FILE} is missing): remove its report.html and run its command "
             "again, which judges it anew without training."
         )
-    settings = workdir.settings_that_count(
+    settings = identity.settings_that_count(
         from_config_dict(_json(config, place, "config.json"))
     )
     repetition = tuple(settings.pop(name) for name in _REPEATED)

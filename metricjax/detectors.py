@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import jax
 
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 
 # A warning waits until it has held at so many logged steps in a row, and for so long.
 _RECORDS, _STEPS = 5, 50

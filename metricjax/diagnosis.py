@@ -16,7 +16,7 @@ import optax
 from jax import lax
 
 from metricjax import accumulation, step
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.data import transforms
 from metricjax.errors import InputError
 from metricjax.run import Run

@@ -10,7 +10,7 @@ import numpy as np
 
 from metricjax import exploration, judging
 from metricjax.arguments import Parser, answer
-from metricjax.config import EvaluationConfig
+from metricjax.config.schema import EvaluationConfig
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.embedding import Embedded
 from metricjax.errors import InputError

@@ -11,7 +11,7 @@ import jax
 
 from metricjax import analyses, explore, judging, outcomes, thresholds
 from metricjax.checkpoints import digest
-from metricjax.config import to_dict
+from metricjax.config.parsing import to_dict
 from metricjax.errors import disk_errors
 from metricjax.journal import read_history
 from metricjax.models import pretrained

@@ -16,7 +16,7 @@ import numpy as np
 from metricjax import judging, train
 from metricjax.comparison import METRICS, Estimate
 from metricjax.comparison_table import TITLES, markdown, plain
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.data.datasets import Dataset
 from metricjax.embedding import Embedded
 from metricjax.errors import InputError

@@ -3,7 +3,7 @@
 import numpy as np
 from jax.sharding import Mesh
 
-from metricjax.config import EvaluationConfig
+from metricjax.config.schema import EvaluationConfig
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.embedding import Embedded

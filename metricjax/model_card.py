@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metricjax import card_snippets
-from metricjax.config import to_dict
+from metricjax.config.parsing import to_dict
 from metricjax.models.cost import count_parameters
 from metricjax.trained import Trained
 from metricjax.wording import counted

@@ -16,8 +16,8 @@ import numpy as np
 
 from metricjax import chips
 from metricjax.chips import Place, amount
-from metricjax.config import RunConfig
-from metricjax.cross_checks import check_devices
+from metricjax.config.constraints import check_devices
+from metricjax.config.schema import RunConfig
 from metricjax.data import benchmarks
 from metricjax.data.datasets import Dataset, Split
 from metricjax.data.samplers import OF_CLASSES

@@ -10,7 +10,7 @@ import jax
 
 from metricjax.blueprint import Blueprint
 from metricjax.chips import amount
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.data.samplers import OF_CLASSES
 from metricjax.runtime import program_costs
 

@@ -13,8 +13,8 @@ from flax import linen as nn
 
 from metricjax import judging, step
 from metricjax.blueprint import Blueprint
-from metricjax.config import RunConfig
-from metricjax.cross_checks import check_devices
+from metricjax.config.constraints import check_devices
+from metricjax.config.schema import RunConfig
 from metricjax.data import datasets, pipeline, samplers, transforms
 from metricjax.data.sampling import Sampler
 from metricjax.embedding import Embedded, Embedder

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from metricjax import agreement, bucket, judging, step
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.data import pipeline
 from metricjax.finishing import finish
 from metricjax.journal import Journal

@@ -15,7 +15,8 @@ from flax import linen as nn
 from jaxtyping import Float, UInt8
 
 from metricjax import models, step
-from metricjax.config import RunConfig, from_config_dict, to_dict
+from metricjax.config.parsing import from_config_dict, to_dict
+from metricjax.config.schema import RunConfig
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.embedding import Embedded, Embedder

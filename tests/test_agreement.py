@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from metricjax import agreement
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.data.datasets import Dataset, Split
 from metricjax.errors import InputError
 from metricjax.objectives.objective import ObjectiveConfig, Term

@@ -13,7 +13,7 @@ import pytest
 
 from metricjax import bucket, command_line, workdir
 from metricjax.checkpoints import Checkpoints
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError
 from metricjax.objectives.objective import ObjectiveConfig, Term
 from metricjax.runtime import mesh

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from metricjax import comparison, comparison_table, outcomes
-from metricjax.config import default_config, from_config_dict, terms, to_dict
+from metricjax.config import default_config, terms
+from metricjax.config.parsing import from_config_dict, to_dict
 from metricjax.data.datasets import Split
 from metricjax.errors import InputError
 from metricjax.evaluation.averages import over_queries

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from metricjax import detectors
-from metricjax.config import RunConfig
+from metricjax.config.schema import RunConfig
 from metricjax.detectors import Collapse, Lasting, NoGradient, Recompilation, Starvation
 from metricjax.errors import InputError
 from metricjax.models import ModelConfig

@@ -19,7 +19,7 @@ import synthesizers  # noqa: E402
 import tiny  # noqa: E402
 
 from metricjax import train  # noqa: E402
-from metricjax.config import from_config_dict  # noqa: E402
+from metricjax.config.parsing import from_config_dict  # noqa: E402
 from metricjax.run import open_data  # noqa: E402
 
 

@@ -17,7 +17,7 @@ import tiny as tiny_module
 from safetensors.numpy import load_file
 
 from metricjax import command_line, models, outcomes
-from metricjax.config import from_config_dict
+from metricjax.config.parsing import from_config_dict
 from metricjax.evaluation import by_class
 from metricjax.models import cost, pretrained
 from metricjax.run import Run

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from metricjax import workdir
-from metricjax.config import RunConfig, to_dict
+from metricjax.config.parsing import to_dict
+from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError
 from metricjax.objectives.objective import ObjectiveConfig, Term
 

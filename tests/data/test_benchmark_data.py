@@ -13,7 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from metricjax import config as config_module
+from metricjax import config as configs
+from metricjax.config import parsing
 from metricjax.data import benchmarks, open_dataset
 from metricjax.data.datasets import UnreadableImage
 from metricjax.errors import InputError
@@ -572,12 +573,12 @@ def test_damaged_images_are_found_when_they_are_read(tmp_path):
     ],
 )
 def test_the_settings_of_a_run_reach_the_benchmark(tmp_path, name, cropped, words):
-    config = config_module.default_config()
-    config.objective.terms = config_module.terms(triplet={})
+    config = configs.default_config()
+    config.objective.terms = configs.terms(triplet={})
     config.data.update(ConfigDict(dict(name=name, cropped=cropped)))
     config.data.root = write("directory", tmp_path, cub())
     config.data.transform.channels = 1
-    config = config_module.from_config_dict(config)
+    config = parsing.from_config_dict(config)
     if words:
         with pytest.raises(InputError, match=words):
             open_data(config)

@@ -14,7 +14,8 @@ from unittest import mock
 import jax
 import numpy as np
 
-from metricjax.config import default_config, from_config_dict, terms
+from metricjax.config import default_config, terms
+from metricjax.config.parsing import from_config_dict
 from metricjax.data import datasets, pipeline
 from metricjax.data.datasets import Dataset, Split
 from metricjax.run import Run

@@ -5,14 +5,9 @@ import json
 
 import pytest
 
-from metricjax.config import (
-    choose_variant,
-    default_config,
-    from_config_dict,
-    terms,
-    to_dict,
-)
-from metricjax.cross_checks import check_devices
+from metricjax.config import choose_variant, default_config, terms
+from metricjax.config.constraints import check_devices
+from metricjax.config.parsing import from_config_dict, to_dict
 from metricjax.errors import InputError, suggestion
 from metricjax.objectives.registry import LOSSES
 

@@ -2,18 +2,29 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from metricjax.data.samplers import OF_CLASSES, SAMPLERS
 from metricjax.data.sampling import check_categories
 from metricjax.errors import InputError, suggestion
 from metricjax.objectives.objective import Loss
 
-if TYPE_CHECKING:
-    from metricjax.config import RunConfig
+
+class Settings(Protocol):
+    """The settings of a run that constrain each other; see `schema.RunConfig`."""
+
+    steps: int
+    batch_size: int
+    micro_batch_size: int | None
+    sampler: str
+    instances_per_class: int
+    categories_per_batch: int
+    data: Any
+    objective: Any
+    evaluation: Any
 
 
-def check_run(config: "RunConfig") -> None:
+def check_run(config: Settings) -> None:
     """Raise `InputError` unless the parts of a run fit each other."""
     _check_sampler(config)
     _check_batch(config, 1)
@@ -22,7 +33,7 @@ def check_run(config: "RunConfig") -> None:
     _check_selection(config)
 
 
-def check_devices(config: "RunConfig", devices: int) -> None:
+def check_devices(config: Settings, devices: int) -> None:
     """Raise `InputError` unless the batches can be split over the devices."""
     _check_batch(config, devices)
     _check_micro_batch(config, devices)
@@ -35,7 +46,7 @@ def check_devices(config: "RunConfig", devices: int) -> None:
         )
 
 
-def _check_losses(config: "RunConfig") -> None:
+def _check_losses(config: Settings) -> None:
     """Raise `InputError` unless the batches and the steps are what the losses need."""
     memory = config.objective.memory
     if 0 < memory.size < config.batch_size:
@@ -59,7 +70,7 @@ def _check_losses(config: "RunConfig") -> None:
 
 
 def _check_pairs(
-    config: "RunConfig", name: str, loss: Loss, options: Mapping[str, Any]
+    config: Settings, name: str, loss: Loss, options: Mapping[str, Any]
 ) -> None:
     """Raise `InputError` unless the sampler gives a loss the pairs that it compares."""
     sampler, instances = config.sampler, config.instances_per_class
@@ -90,7 +101,7 @@ def _check_pairs(
         )
 
 
-def _check_sampler(config: "RunConfig") -> None:
+def _check_sampler(config: Settings) -> None:
     if config.sampler not in SAMPLERS:
         raise InputError(
             f"config.sampler is {config.sampler!r}"
@@ -99,7 +110,7 @@ def _check_sampler(config: "RunConfig") -> None:
         )
 
 
-def _check_batch(config: "RunConfig", devices: int) -> None:
+def _check_batch(config: Settings, devices: int) -> None:
     """Raise `InputError` unless the batch is whole groups, and equal shares."""
     size, multiple, of = config.batch_size, 1, ""
     if config.sampler in OF_CLASSES:
@@ -122,7 +133,7 @@ def _check_batch(config: "RunConfig", devices: int) -> None:
         check_categories(size // multiple, config.categories_per_batch)
 
 
-def _check_micro_batch(config: "RunConfig", devices: int) -> None:
+def _check_micro_batch(config: Settings, devices: int) -> None:
     """Raise `InputError` unless the parts are equal, and can be shared equally."""
     size, micro = config.batch_size, config.micro_batch_size
     if micro is None or (micro > 0 and size % micro == 0 and micro % devices == 0):
@@ -136,7 +147,7 @@ def _check_micro_batch(config: "RunConfig", devices: int) -> None:
     )
 
 
-def _check_selection(config: "RunConfig") -> None:
+def _check_selection(config: Settings) -> None:
     metrics = [f"recall@{k}" for k in config.evaluation.recall_at]
     metrics += ["r_precision", "map@r"]
     if config.evaluation.select_by not in metrics:

@@ -1,0 +1,16 @@
+"""The settings of a run: what there is, how files and flags become it, what may change.
+
+A config file starts so::
+
+    from metricjax.config import default_config, terms
+"""
+
+from metricjax.config.parsing import (
+    DATA_VARIANTS,
+    choose_variant,
+    default_config,
+    terms,
+    use_data,
+)
+
+__all__ = ["DATA_VARIANTS", "choose_variant", "default_config", "terms", "use_data"]
