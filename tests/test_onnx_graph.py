@@ -10,8 +10,9 @@ from jax import lax
 from metricjax import models, onnx_graph, step
 from metricjax.data import transforms
 from metricjax.errors import InputError
-from metricjax.models import layers, pooling, windows
-from metricjax.models.convolution import convolve
+from metricjax.models import layers, pooling
+from metricjax.models._lowering import windows
+from metricjax.models._lowering.convolution import convolve
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

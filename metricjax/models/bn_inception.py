@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
-from metricjax.models import layers, windows
+from metricjax.models import layers
+from metricjax.models._lowering import windows
 from metricjax.models.backbone import Backbone, check_last_stride
 
 # Channels: 1x1; 1x1 before 3x3, 3x3; 1x1 before the double 3x3, both of the double;

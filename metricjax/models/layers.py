@@ -1,7 +1,7 @@
 """The layers every backbone is made of: convolution, normalisation, excitation.
 
 Backbones use these and nothing below them, so that how a convolution is carried out is
-decided in one place (`convolution.py`).
+decided in one place (`models/_lowering/convolution.py`).
 """
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from metricjax.models.convolution import convolve
+from metricjax.models._lowering.convolution import convolve
 from metricjax.models.normalization import normalize
 
 # Kaiming-normal over the outputs: what ResNets are trained from scratch with.

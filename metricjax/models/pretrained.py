@@ -18,9 +18,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from metricjax.errors import InputError, disk_errors
-from metricjax.models import weight_files, weight_names
 from metricjax.models.abe import Parts
 from metricjax.models.backbone import Backbone
+from metricjax.models.weights import files
+from metricjax.models.weights import names as weight_names
 
 HEAD = "head."
 
@@ -58,7 +59,7 @@ def load(
         more in it than arrays; tensors that are missing, left over or of another shape.
     """
     backbone = _backbone_of(module)
-    found = weight_files.read(path)
+    found = files.read(path)
     wanted = _leaves(backbone.clone(parent=None, name=None), image_shape)
     names, stored = weight_names.match(backbone, list(wanted), found)
     _check_names(path, backbone, names, stored, found)
@@ -102,7 +103,7 @@ def save(path: str | Path, module: nn.Module, variables: Mapping[str, Any]) -> N
         array = _to_torch(np.asarray(array), leaf)
         tensors[names[leaf]] = np.ascontiguousarray(array)
     with disk_errors(Path(path)):
-        weight_files.write(path, tensors)
+        files.write(path, tensors)
 
 
 def load_saved(
@@ -121,7 +122,7 @@ def load_saved(
     Raises:
       InputError: the file cannot be read, or is not of this module.
     """
-    found = weight_files.read(path)
+    found = files.read(path)
     wanted = _shapes(module, image_shape)
     names = _saved_names(module, list(wanted))
     missing = [name for name in names.values() if name not in found]

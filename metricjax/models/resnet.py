@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
-from metricjax.models import layers, windows
+from metricjax.models import layers
+from metricjax.models._lowering import windows
 from metricjax.models.backbone import Backbone, check_last_stride
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
-from metricjax.models import layers, windows
+from metricjax.models import layers
+from metricjax.models._lowering import windows
 from metricjax.models.backbone import Backbone, check_last_stride
 
 # Factor of the widths -> channels of the stages 2 to 4 and of the last convolution.

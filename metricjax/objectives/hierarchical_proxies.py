@@ -68,7 +68,7 @@ class HierarchicalProxy:
 
     base: str = "proxy_anchor"
     level_weights: tuple[float, ...] = (1.0, 0.1)
-    class_clustering: str = "kmeans"
+    hierarchy: str = "kmeans"
     clusters: tuple[int, ...] = (10,)
     coarse: str = "learnt"
     centroid_gradient: bool = False

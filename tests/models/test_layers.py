@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import reference
 
-from metricjax.models import layers, windows
+from metricjax.models import layers
+from metricjax.models._lowering import windows
 
 
 def test_l2_normalize_values_and_zero_vector():

@@ -11,8 +11,8 @@ import pytest
 from jax import lax
 
 from metricjax.chips import topology
-from metricjax.models import convolution
-from metricjax.models.convolution import convolve
+from metricjax.models._lowering import convolution
+from metricjax.models._lowering.convolution import convolve
 
 # side, strides, padding, channels in, channels out
 CASES = {

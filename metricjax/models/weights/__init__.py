@@ -1,0 +1,1 @@
+"""Weights from files of others: `files` reads them, `names` translates their names."""
