@@ -6,7 +6,7 @@ import numpy as np
 from input_cases import BATCH, SIZE
 
 from metricjax.data import open_dataset, pipeline, transforms
-from metricjax.data.sampling import PKSampler
+from metricjax.data.samplers.class_balanced import PKSampler
 
 
 class Task:

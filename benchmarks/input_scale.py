@@ -28,14 +28,9 @@ import numpy as np
 from PIL import Image
 
 from metricjax import checkup
-from metricjax.data import (
-    open_dataset,
-    packing,
-    pipeline,
-    samplers,
-    sampling,
-    transforms,
-)
+from metricjax.data import open_dataset, pipeline, transforms
+from metricjax.data.formats import packing
+from metricjax.data.samplers import class_balanced, registry
 
 KINDS = 12
 SPLITS = {"train": (11_318, 59_551), "test": (11_316, 60_502)}
@@ -89,9 +84,9 @@ def seconds(call):
 
 def dealing(split):
     """(what a sampler deals, and `of_batches` of it)."""
-    for name in samplers.SAMPLERS:
+    for name in registry.SAMPLERS:
         for instances in (2, 4) if name == "classes" else (2,):
-            sampler = samplers.build(
+            sampler = registry.build(
                 name,
                 split,
                 BATCH,
@@ -119,7 +114,7 @@ def growth(split):
     """MiB by which the process grows from batch 1,000 to batch 10,000."""
     batches = pipeline.train_batches(
         split,
-        sampling.PKSampler(split.labels, SMALL_BATCH, 2, seed=0),
+        class_balanced.PKSampler(split.labels, SMALL_BATCH, 2, seed=0),
         transforms.build(transforms.TransformConfig("none", 8)),
         seed=0,
         start_step=0,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metricjax.data import verdict
-from metricjax.data.checking import (
+from metricjax.data.checks import sentences
+from metricjax.data.checks.findings import (
     ACROSS_CLASSES,
     ACROSS_SPLITS,
     WITHIN_CLASS,
@@ -59,8 +59,8 @@ def run(
         )
     with progress_bar("looking at the images") as progress:
         findings = check(dataset, threads=threads, progress=progress)
-    problems, warnings = verdict.problems(findings), verdict.warnings(findings)
-    facts = verdict.facts(findings)
+    problems, warnings = sentences.problems(findings), sentences.warnings(findings)
+    facts = sentences.facts(findings)
     for sentence in facts:
         say(_printable(sentence))
     for sentence in warnings:
@@ -155,7 +155,7 @@ def _pairs(findings: Findings, relation: int, title: str, text: str) -> Section 
 
 
 def _unusual(findings: Findings) -> Section | None:
-    outliers = verdict.unusual_sizes(findings)
+    outliers = sentences.unusual_sizes(findings)
     images = {int(image): "one shade" for image in findings.blank}
     images |= {outlier.image: outlier.kind for outlier in outliers}
     if not images:

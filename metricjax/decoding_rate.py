@@ -10,7 +10,7 @@ from PIL import Image
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.data.decoding import decode
-from metricjax.data.sampling import PKSampler
+from metricjax.data.samplers.class_balanced import PKSampler
 from metricjax.examinations import OK, Finding
 
 

@@ -72,7 +72,7 @@ def metrics(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def digest_of_images(split: Split) -> str:
     """SHA-256 of the images of a split in their order, their classes and roles.
 
-    Of an image the last folder and the name count, as in `reading.fingerprint`.
+    Of an image the last folder and the name count, as in `image_rows.fingerprint`.
     """
     sha = hashlib.sha256()
     roles = split.is_query * 2 + split.is_gallery

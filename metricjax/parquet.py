@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricjax.data.tables import sorted_names
+from metricjax.data.formats.labels_table import sorted_names
 from metricjax.errors import InputError
 
 if TYPE_CHECKING:

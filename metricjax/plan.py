@@ -18,10 +18,10 @@ from metricjax import chips
 from metricjax.chips import Place, amount
 from metricjax.config.constraints import check_devices
 from metricjax.config.schema import RunConfig
-from metricjax.data import benchmarks
+from metricjax.data.benchmarks import papers
 from metricjax.data.datasets import Dataset, Split
-from metricjax.data.samplers import OF_CLASSES
-from metricjax.data.sampling import least_images
+from metricjax.data.samplers.class_balanced import least_images
+from metricjax.data.samplers.registry import OF_CLASSES
 from metricjax.room import Room, size_of
 from metricjax.run import Run, open_data
 from metricjax.runtime import connection, mesh, program_costs, watchdog
@@ -61,7 +61,7 @@ def plan(config: RunConfig, name: str) -> None:
 def _data(config: RunConfig) -> tuple[Dataset, tuple[str, ...]]:
     """The data set, and what is assumed of one of the papers' that is not here."""
     name, root = config.data.name, config.data.root
-    known = benchmarks.KNOWN.get(name)
+    known = papers.KNOWN.get(name)
     if known is None or (root and os.path.exists(os.path.expanduser(root))):
         return open_data(config), ()
     note = (
@@ -71,7 +71,7 @@ def _data(config: RunConfig) -> tuple[Dataset, tuple[str, ...]]:
     return _counted(name, known.counts), (note,)
 
 
-def _counted(name: str, counts: benchmarks.Counts) -> Dataset:
+def _counted(name: str, counts: papers.Counts) -> Dataset:
     """A data set of which the counts alone are known."""
     asks = np.arange(counts.test_images) < counts.queries
     found = ~asks if counts.queries < counts.test_images else asks

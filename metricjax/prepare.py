@@ -72,10 +72,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     if options.verify:
-        from metricjax.data import verifying
+        from metricjax.data.checks import packed_integrity
 
         with progress_bar("reading again") as progress:
-            is_whole = verifying.verify(
+            is_whole = packed_integrity.verify(
                 options.source, say=partial(print, flush=True), progress=progress
             )
         return 0 if is_whole else 2
@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace) -> int:
 
         page = Path(options.out or "check.html")
         return checkup.run(dataset, page, threads=options.threads)
-    from metricjax.data import packing
+    from metricjax.data.formats import packing
 
     with progress_bar("packing") as progress:
         packing.pack(

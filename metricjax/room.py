@@ -11,7 +11,7 @@ import jax
 from metricjax.blueprint import Blueprint
 from metricjax.chips import amount
 from metricjax.config.schema import RunConfig
-from metricjax.data.samplers import OF_CLASSES
+from metricjax.data.samplers.registry import OF_CLASSES
 from metricjax.runtime import program_costs
 
 # A larger batch within this share of one that fits is not worth another program.

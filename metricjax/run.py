@@ -15,8 +15,9 @@ from metricjax import judging, step
 from metricjax.blueprint import Blueprint
 from metricjax.config.constraints import check_devices
 from metricjax.config.schema import RunConfig
-from metricjax.data import datasets, pipeline, samplers, transforms
-from metricjax.data.sampling import Sampler
+from metricjax.data import datasets, pipeline, splits, transforms
+from metricjax.data.samplers import registry
+from metricjax.data.samplers.class_balanced import Sampler
 from metricjax.embedding import Embedded, Embedder
 from metricjax.errors import InputError
 from metricjax.models import pretrained
@@ -72,8 +73,8 @@ class Run:
         """
         train, validation = _divided(dataset, config)
         _check_depths(config, validation, dataset.test)
-        train = datasets.with_turns(train, config.data.turns)
-        sampler = samplers.build(
+        train = splits.with_turns(train, config.data.turns)
+        sampler = registry.build(
             config.sampler,
             train,
             config.batch_size,
@@ -262,8 +263,8 @@ def _divided(
         return dataset.train, dataset.test
     data = config.data
     if data.folds:
-        return datasets.fold(dataset.train, data.folds, data.fold)
-    return datasets.holdout(dataset.train, data.holdout, config.seed)
+        return splits.fold(dataset.train, data.folds, data.fold)
+    return splits.holdout(dataset.train, data.holdout, config.seed)
 
 
 def _check_depths(config: RunConfig, *splits: datasets.Split) -> None:

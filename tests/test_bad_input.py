@@ -10,7 +10,8 @@ import tiny as tiny_module
 from paths import CONFIGS
 from PIL import Image
 
-from metricjax.data.datasets import holdout, open_dataset
+from metricjax.data.datasets import open_dataset
+from metricjax.data.splits import holdout
 from metricjax.main import main
 
 

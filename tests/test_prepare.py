@@ -11,7 +11,8 @@ import tiny as tiny_module
 from PIL import Image
 
 from metricjax import checkup
-from metricjax.data import open_dataset, packing
+from metricjax.data import open_dataset
+from metricjax.data.formats import packing
 from metricjax.prepare import USAGE, main
 
 SHARD = "images-00000.array_record"
@@ -164,7 +165,7 @@ def test_stopped_by_ctrl_c(photos):
 # Packs onto a disk that gets full on the way, makes room, packs again.
 FULL_DISK = """
 import os, sys
-from metricjax.data import shard_writer
+from metricjax.data.formats import shard_writer
 from metricjax.prepare import main
 
 shard_writer.SHARD_RECORDS = 4

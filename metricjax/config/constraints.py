@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from metricjax.data.samplers import OF_CLASSES, SAMPLERS
-from metricjax.data.sampling import check_categories
+from metricjax.data.samplers.class_balanced import check_categories
+from metricjax.data.samplers.registry import OF_CLASSES, SAMPLERS
 from metricjax.errors import InputError, suggestion
 from metricjax.objectives.objective import Loss
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metricjax.data import datasets, decoding, folder, reading, records, tables
+from metricjax.data import datasets, decoding
 from metricjax.data.datasets import Dataset, Split
-from metricjax.data.files import Directory, archive_kind, open_files
-from metricjax.data.tables import Row, sorted_names
+from metricjax.data.formats import folder, image_rows, labels_table, packed
+from metricjax.data.formats.file_tree import Directory, archive_kind, open_files
+from metricjax.data.formats.labels_table import Row, sorted_names
 from metricjax.errors import InputError
 
 PARTS = ("all", "train", "test")
@@ -39,7 +40,7 @@ def open_collection(
     is taken, whatever its file is: reading it may raise `UnreadableImage`.
 
     Args:
-      source: a directory, .zip, .tar, labels.csv, packed set (`records.open`), text
+      source: a directory, .zip, .tar, labels.csv, packed set (`packed.open`), text
         list of paths, or one image; None where `name` needs none.
       name: of a data set, as of `open_dataset`; None: what `source` shows itself.
       part: "train" or "test" of a data set that `open_dataset` opens, classes in both
@@ -59,7 +60,7 @@ def open_collection(
     part = part or "all"
     if part not in PARTS:
         raise InputError(f"The part is {part!r}: it must be {', '.join(PARTS)}.")
-    reading.check_channels(channels)
+    image_rows.check_channels(channels)
     source = None if source is None else os.path.expanduser(os.fspath(source))
     if name in (None, "folder") and part == "all" and not cropped:
         if not source:
@@ -67,7 +68,7 @@ def open_collection(
                 "No images are named: give a directory, a .zip, a .tar, a text list of "
                 "paths or an image."
             )
-        if not records.is_packed(source):
+        if not packed.is_packed(source):
             return _anything(source, channels, say)
     offered = {"channels": channels, "size": size, "seed": seed, "closed_set": True}
     name = name or "folder"
@@ -102,12 +103,12 @@ def _anything(source: str, channels: int, say: Callable[[str], None]) -> Split:
         directory, name = os.path.split(source)
         lines = [name] if is_image else _lines(source)
         rows = [Row(line, label) for line, label in _labelled(lines)]
-        return reading.make_split(Directory(directory or "."), rows, channels)
+        return image_rows.make_split(Directory(directory or "."), rows, channels)
     files = open_files(root)
-    table = table or tables.table_in(files)
+    table = table or labels_table.table_in(files)
     rows, notes, skipped = [], [], []
     if table or files.paths:
-        rows, notes = tables.rows_of(files, table, everything=True)
+        rows, notes = labels_table.rows_of(files, table, everything=True)
     notes = [*files.notes, *notes]
     if not table:
         rows, skipped = folder.only_images(files, rows, None)
@@ -124,7 +125,7 @@ def _anything(source: str, channels: int, say: Callable[[str], None]) -> Split:
         )
     for note in notes:
         say(note)
-    return reading.make_split(files, rows, channels)
+    return image_rows.make_split(files, rows, channels)
 
 
 def _lines(source: str) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from metricjax.data import streams
+from metricjax.data import random_streams
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.data.transforms import Transform
 from metricjax.errors import InputError
@@ -121,7 +121,9 @@ def train_batches(
         for row, index in enumerate(wanted.tolist()):
             shown[row], prepared = images.read_or_replace(index)
             place = rows.start + row
-            rng = streams.passing_stream(seed, streams.AUGMENT, place, step)
+            rng = random_streams.passing_stream(
+                seed, random_streams.AUGMENT, place, step
+            )
             batch[row] = transform.augment(prepared, rng)
         return {"images": batch, "labels": split.labels[shown], "indices": shown}
 

@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from packed import make_photos, noise, pack
+from packing_helpers import make_photos, noise, pack
 
 from metricjax.data import open_dataset
 from metricjax.data.collections import open_collection

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from metricjax import data
-from metricjax.data.datasets import Split, fold, options_of, with_turns
+from metricjax.data.datasets import Split, options_of
+from metricjax.data.splits import fold, with_turns
 from metricjax.errors import InputError
 
 

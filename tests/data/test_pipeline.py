@@ -13,10 +13,10 @@ from PIL import Image
 
 from metricjax.data import open_dataset, pipeline
 from metricjax.data.datasets import Split, UnreadableImage
-from metricjax.data.packing import pack
+from metricjax.data.formats.packing import pack
 from metricjax.data.pipeline import SkipLog
-from metricjax.data.samplers import ImageSampler
-from metricjax.data.sampling import PKSampler
+from metricjax.data.samplers.class_balanced import PKSampler
+from metricjax.data.samplers.registry import ImageSampler
 from metricjax.data.transforms import TransformConfig, build
 from metricjax.errors import InputError
 

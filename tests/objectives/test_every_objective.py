@@ -9,7 +9,8 @@ import pytest
 from paths import CONFIGS
 
 from metricjax import command_line
-from metricjax.data import datasets, glyphs, pipeline
+from metricjax.data import datasets, pipeline
+from metricjax.data.benchmarks import glyphs
 from metricjax.objectives.objective import LOSSES, check_gradients
 from metricjax.run import Run
 from metricjax.runtime import mesh

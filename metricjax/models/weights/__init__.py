@@ -1,1 +1,1 @@
-"""Weights from files of others: `files` reads them, `names` translates their names."""
+"""Weights from the files of others: read by `files`, renamed by `names`."""
