@@ -177,8 +177,8 @@ def _copy(params, network, linear):
 
 def train(side, seed, root):
     """One training: Recall@1 and seconds of training steps, every `EVERY` steps."""
-    from metricjax import judging
-    from metricjax.embedding import Embedded
+    from metricjax.inference import evaluate_split
+    from metricjax.inference.embedder import Embedded
 
     run, batches, images, normalized = setting(seed, root)
     if side == SIDES[0]:
@@ -193,7 +193,9 @@ def train(side, seed, root):
                 for first in range(0, len(images), 1000)
             ]
             embedded = Embedded(np.concatenate(rows), np.ones(len(images), bool))
-            found = judging.judge(embedded, test, run.config.evaluation, bootstrap=0)
+            found = evaluate_split.judge(
+                embedded, test, run.config.evaluation, bootstrap=0
+            )
             points.append([done, spent, found["recall@1"]])
         if done < len(batches):
             began = time.perf_counter()

@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from metricjax import judging
 from metricjax.config.schema import RunConfig
 from metricjax.data import pipeline
 from metricjax.data.datasets import Dataset, Split
-from metricjax.embedding import Embedded
+from metricjax.inference import evaluate_split
+from metricjax.inference.embedder import Embedded
 from metricjax.models import pretrained
 from metricjax.run import Run
 from metricjax.runtime import mesh
@@ -50,11 +50,11 @@ def trained(config: RunConfig, dataset: Dataset, networks: int = 1) -> dict:
     rows = [embedded.embeddings / np.sqrt(networks) for _, embedded, _ in members]
     embedded = Embedded(np.concatenate(rows, axis=1), members[0][1].valid)
     test, evaluation = dataset.test, config.evaluation
-    found = judging.judge(embedded, test, evaluation, bootstrap=0)
+    found = evaluate_split.judge(embedded, test, evaluation, bootstrap=0)
     results = {name: found[name] for name in METRICS}
     learners = networks * run.config.model.ensemble
     if learners > 1:
-        each = judging.judge_learners(embedded, test, evaluation, learners)
+        each = evaluate_split.judge_learners(embedded, test, evaluation, learners)
         results["learners"] = each
     return results | {
         name: value for _, _, about in members for name, value in about.items()
@@ -64,7 +64,7 @@ def trained(config: RunConfig, dataset: Dataset, networks: int = 1) -> dict:
 def pixels(config: RunConfig, dataset: Dataset) -> float:
     """Recall@1 of raw pixels."""
     run = Run.of(config, Path("."), dataset, mesh.make_mesh())
-    return judging.pixel_floor(dataset.test, run.transform, run.skipped)
+    return evaluate_split.pixel_floor(dataset.test, run.transform, run.skipped)
 
 
 def _member(config, networks, number):

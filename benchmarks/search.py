@@ -18,12 +18,13 @@ from pathlib import Path
 import harness
 import numpy as np
 
-from metricjax import embedding_file, evaluation, index
-from metricjax.approximate import Approximate
+from metricjax import evaluation
 from metricjax.data import pipeline
-from metricjax.index import Index
-from metricjax.trained import Trained
-from metricjax.vectors import Vectors
+from metricjax.inference import embed_to_file, gallery_index
+from metricjax.inference.approximate_index import Approximate
+from metricjax.inference.embedding_files import Vectors
+from metricjax.inference.gallery_index import Index
+from metricjax.inference.trained_model import Trained
 
 WIDTH, CENTRES, TOP, ROUNDS, TURNS = 512, 1000, 10, 3, 8
 
@@ -102,7 +103,7 @@ def search_table(sizes):
 def embed_table(run, source):
     """Images a second of embedding, and of its parts alone."""
     trained = Trained.open(run)
-    split = index.open_images(trained, source)
+    split = gallery_index.open_images(trained, source)
 
     def read_only():
         size = trained.embedder.batch_size
@@ -112,7 +113,7 @@ def embed_table(run, source):
 
     def written():
         with tempfile.TemporaryDirectory() as directory:
-            embedding_file.write(trained, split, Path(directory) / "emb.npz")
+            embed_to_file.write(trained, split, Path(directory) / "emb.npz")
 
     ways = {
         "read and prepared alone": read_only,

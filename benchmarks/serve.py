@@ -24,8 +24,8 @@ import harness
 import numpy as np
 from PIL import Image
 
-from metricjax.index import open_images
-from metricjax.trained import Trained
+from metricjax.inference.gallery_index import open_images
+from metricjax.inference.trained_model import Trained
 
 CLIENTS = (1, 8, 32)
 BATCHES = {"up to 32 at a time": 32, "one at a time": 1}

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from metricjax.data import transforms
 from metricjax.data.datasets import Split, UnreadableImage
-from metricjax.embedding import Embedded
-from metricjax.judging import some_classes
+from metricjax.inference.embedder import Embedded
+from metricjax.inference.evaluate_split import some_classes
 from metricjax.losses import embedding_expansion
 from metricjax.models import cgd, pooling
 from metricjax.models.embedder import ModelConfig

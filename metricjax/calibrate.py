@@ -68,11 +68,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import evaluation, thresholds
-    from metricjax.index import Index
+    from metricjax import evaluation
+    from metricjax.inference import verify_split
+    from metricjax.inference.gallery_index import Index
+    from metricjax.inference.trained_model import Trained
     from metricjax.runtime import compilation_cache
     from metricjax.storage.atomic import write_atomically
-    from metricjax.trained import Trained
 
     compilation_cache.use()
     trained = Trained.open(options.run)
@@ -91,7 +92,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     columns = ("false matches", "similarity at least", "same found", "95% interval")
     _print(columns, map(_calibrated, found["thresholds"]))
-    for note in thresholds.too_few(found):
+    for note in verify_split.too_few(found):
         print(note)
     theirs = [one["similarity"] for one in trained.results.get("thresholds") or ()]
     if theirs:

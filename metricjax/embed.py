@@ -64,12 +64,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import embedding_file, index, parquet, vectors
+    from metricjax.inference import (
+        embed_to_file,
+        embedding_files,
+        gallery_index,
+        parquet,
+    )
+    from metricjax.inference.trained_model import Trained
     from metricjax.runtime import compilation_cache, connection, watchdog
-    from metricjax.trained import Trained
 
     out = Path(options.out).expanduser()
-    if vectors.suffix_of(out) == ".parquet":
+    if embedding_files.suffix_of(out) == ".parquet":
         parquet.need()
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no directory {out.parent}: make it.")
@@ -77,16 +82,16 @@ def _run(options: argparse.Namespace) -> int:
     connection.connect()
     trained = Trained.open(options.run)
     with watchdog.watched(trained.config.host_timeout):
-        split = index.open_images(
+        split = gallery_index.open_images(
             trained,
             options.source,
             name=options.name,
             part=options.part,
             cropped=options.cropped,
-            say=embedding_file.say_once,
+            say=embed_to_file.say_once,
         )
         with progress_bar("embedding") as progress:
-            embedding_file.write(
+            embed_to_file.write(
                 trained, split, out, threads=options.threads, progress=progress
             )
     return 0

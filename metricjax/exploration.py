@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 
 from metricjax import layouts, likeness
 from metricjax.data.datasets import Split
-from metricjax.embedding import Embedded
 from metricjax.evaluation import neighbors
+from metricjax.inference.embedder import Embedded
 from metricjax.reports.explorer import Explored, Map
 
 NEIGHBORS = 10

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from metricjax import exploration, judging
+from metricjax import exploration
 from metricjax.arguments import Parser, answer
 from metricjax.config.schema import EvaluationConfig
 from metricjax.data.datasets import Split, UnreadableImage
-from metricjax.embedding import Embedded
 from metricjax.errors import InputError
+from metricjax.inference import evaluate_split
+from metricjax.inference.embedder import Embedded
 from metricjax.progress import progress_bar
 from metricjax.reports import explorer, sprites
 from metricjax.storage.atomic import write_atomically
@@ -81,9 +82,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace) -> int:
     from metricjax import layouts
-    from metricjax.index import Index
+    from metricjax.inference.gallery_index import Index
+    from metricjax.inference.trained_model import Trained
     from metricjax.runtime import compilation_cache
-    from metricjax.trained import Trained
 
     if options.tsne:
         layouts.need_tsne()
@@ -144,7 +145,9 @@ def _judged(embedded: Embedded, split: Split) -> tuple[dict, list[str]]:
     right = found[split.labels] - own
     if split.num_classes > 1 and (right > 0)[split.is_query & embedded.valid].any():
         config = EvaluationConfig(recall_at=(1,))
-        judged = judging.judge(embedded, split, config, bootstrap=0, per_query=True)
+        judged = evaluate_split.judge(
+            embedded, split, config, bootstrap=0, per_query=True
+        )
         return judged["per_query"], []
     nothing = {name: np.zeros(0) for name in exploration.METRICS}
     note = (
@@ -178,7 +181,7 @@ def write(
       page: the HTML file; one that exists is replaced.
       embedded: the images' embeddings.
       split: the images; they are read once more, for their thumbnails.
-      per_query: what `judging.judge` found of each query.
+      per_query: what `evaluate_split.judge` found of each query.
       title: what the images are.
       seed, tsne: as of `exploration.explore`.
       progress: called with how many sheets of pictures are drawn, and of how many.

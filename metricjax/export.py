@@ -67,9 +67,9 @@ def _platforms(listed: str | None) -> list[str]:
 
 def _run(options: argparse.Namespace) -> int:
     from metricjax import exporting, model_card
+    from metricjax.inference.trained_model import Trained
     from metricjax.runtime import compilation_cache
     from metricjax.storage.atomic import write_atomically, written_whole
-    from metricjax.trained import Trained
 
     platforms = _platforms(options.platforms)
     out = Path(options.out or Path(options.run) / f"model.{options.format}")

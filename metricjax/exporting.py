@@ -9,10 +9,11 @@ import numpy as np
 from jax import export
 from jaxtyping import Float, UInt8
 
-from metricjax import models, onnx_graph, step
+from metricjax import models, onnx_graph
 from metricjax.errors import InputError
+from metricjax.inference import embedder
+from metricjax.inference.trained_model import Trained
 from metricjax.runtime import mesh
-from metricjax.trained import Trained
 
 FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -128,7 +129,7 @@ def _function(trained: Trained, dtype: str | None = None):
     if dtype not in (None, trained.config.model.dtype):
         model = models.build(dataclasses.replace(trained.config.model, dtype=dtype))
     transform = trained.transform.config
-    embed = step.make_embed_step(model, transform)
+    embed = embedder.make_embed_step(model, transform)
     variables = jax.tree.map(jnp.asarray, mesh.to_host(trained.variables))
 
     def function(images) -> Float[jax.Array, "b d"]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import jax
 
-from metricjax import analyses, explore, judging, outcomes, thresholds
+from metricjax import analyses, explore, outcomes
 from metricjax.checkpoints import digest
 from metricjax.config.parsing import to_dict
 from metricjax.errors import disk_errors
+from metricjax.inference import evaluate_split, verify_split
 from metricjax.journal import read_history
 from metricjax.models import pretrained
 from metricjax.reports import page
@@ -59,7 +60,7 @@ def finish(
     results["seconds"] = round(time.perf_counter() - began, 1)
     if jax.process_index() != 0:
         return
-    calibrated, verification = thresholds.of_run(
+    calibrated, verification = verify_split.of_run(
         held_out,
         (trained, test),
         bootstrap=run.config.evaluation.bootstrap,
@@ -88,7 +89,7 @@ def _judged(run, trained, untrained):
     """What test classes say: results, and those of each query."""
     test, evaluation = run.dataset.test, run.config.evaluation
     judge = partial(
-        judging.judge,
+        evaluate_split.judge,
         split=test,
         config=evaluation,
         bootstrap=evaluation.bootstrap,
@@ -97,10 +98,12 @@ def _judged(run, trained, untrained):
     )
     results = judge(trained, per_query=True)
     per_query = results.pop("per_query")
-    results |= judging.cluster(trained, test, evaluation, run.config.seed, run.mesh)
+    results |= evaluate_split.cluster(
+        trained, test, evaluation, run.config.seed, run.mesh
+    )
     learners = run.config.model.ensemble
     if learners > 1:
-        each = judging.judge_learners(trained, test, evaluation, learners)
+        each = evaluate_split.judge_learners(trained, test, evaluation, learners)
         results["learners"] = each
     return results | {"untrained": judge(untrained)}, per_query
 
@@ -137,7 +140,7 @@ def _pages(run, embedded, per_query, learnt, verification, results, history) -> 
         report=report.name,
         threads=config.data.threads,
     )
-    queries = judging.sample_queries(trained, test, config.seed)
+    queries = evaluate_split.sample_queries(trained, test, config.seed)
     found = analyses.of_run(run, *learnt, trained, queries, results)
     with disk_errors(report):
         page.write(
@@ -146,8 +149,8 @@ def _pages(run, embedded, per_query, learnt, verification, results, history) -> 
             history=[line for line in history if line["kind"] != "compiled"],
             config=to_dict(config),
             galleries={
-                "before": judging.gallery(untrained, test, queries),
-                "after": judging.gallery(trained, test, queries),
+                "before": evaluate_split.gallery(untrained, test, queries),
+                "after": evaluate_split.gallery(trained, test, queries),
             },
             image=test.read,
             name=lambda index: test.names[index],

@@ -13,19 +13,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from metricjax import judging, train
+from metricjax import train
 from metricjax.comparison import METRICS, Estimate
 from metricjax.comparison_table import TITLES, markdown, plain
 from metricjax.config.schema import RunConfig
 from metricjax.data.datasets import Dataset
-from metricjax.embedding import Embedded
 from metricjax.errors import InputError
 from metricjax.evaluation.intervals import t_interval
+from metricjax.inference import evaluate_split
+from metricjax.inference.embedder import Embedded
+from metricjax.inference.trained_model import Trained
 from metricjax.outcomes import digest_of_images
 from metricjax.run import open_data
 from metricjax.runtime import exchange
 from metricjax.storage.directories import open_place
-from metricjax.trained import Trained
 
 # Of each fold, in the summary beside its metrics.
 _KEPT = ("selected_step", "validation", "queries", "parameters_sha256")
@@ -91,7 +92,7 @@ def _summarize(config, workdir, name, addresses: list[str], say) -> None:
     folds = [run.results for run in runs]
     metrics = [key for key in folds[0]["intervals"] if key in folds[0]]
     values = {key: np.array([fold[key] for fold in folds]) for key in metrics}
-    together = judging.judge(
+    together = evaluate_split.judge(
         joined, dataset.test, config.evaluation, config.evaluation.bootstrap,
         by_class=True,
     )  # fmt: skip

@@ -9,8 +9,8 @@ from metricjax.errors import InputError
 from metricjax.progress import progress_bar
 
 if TYPE_CHECKING:
-    from metricjax.index import Index
-    from metricjax.trained import Trained
+    from metricjax.inference.gallery_index import Index
+    from metricjax.inference.trained_model import Trained
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def open_index(
     options: argparse.Namespace, trained: "Trained", say: Callable[[str], None]
 ) -> "Index":
     """The gallery's index, embedded with a progress bar as far as it is new."""
-    from metricjax.index import Index, open_images
+    from metricjax.inference.gallery_index import Index, open_images
 
     with progress_bar("embedding") as progress:
         index = Index.open(

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.cluster import hierarchy as trees
 from scipy.spatial.distance import squareform
 
-from metricjax.embedding import Embedded
+from metricjax.inference.embedder import Embedded
 from metricjax.reports.explorer import Confusions, Heat, Histogram
 
 # Images whose similarities to the whole gallery are counted; bins over -1..1, narrow

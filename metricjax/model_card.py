@@ -11,8 +11,8 @@ from typing import Any
 
 from metricjax import card_snippets
 from metricjax.config.parsing import to_dict
+from metricjax.inference.trained_model import Trained
 from metricjax.models.cost import count_parameters
-from metricjax.trained import Trained
 from metricjax.wording import counted
 
 _NORMALIZATIONS = {

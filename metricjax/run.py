@@ -11,15 +11,16 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from metricjax import judging, step
+from metricjax import step
 from metricjax.blueprint import Blueprint
 from metricjax.config.constraints import check_devices
 from metricjax.config.schema import RunConfig
 from metricjax.data import datasets, pipeline, splits, transforms
 from metricjax.data.samplers import registry
 from metricjax.data.samplers.class_balanced import Sampler
-from metricjax.embedding import Embedded, Embedder
 from metricjax.errors import InputError
+from metricjax.inference import evaluate_split
+from metricjax.inference.embedder import Embedded, Embedder
 from metricjax.models import pretrained
 from metricjax.models.cost import count_parameters
 from metricjax.objectives import class_clustering, hierarchical_proxies
@@ -200,7 +201,7 @@ class Run:
     def judge(self, variables: Any, split: datasets.Split, bootstrap: int) -> dict:
         """Retrieval metrics of a split."""
         embedded, evaluation = self.embed(variables, split), self.config.evaluation
-        return judging.judge(embedded, split, evaluation, bootstrap, self.mesh)
+        return evaluate_split.judge(embedded, split, evaluation, bootstrap, self.mesh)
 
     def introduce(self, say) -> None:
         """What will be trained on what, before anything slow happens."""

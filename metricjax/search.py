@@ -16,9 +16,9 @@ from metricjax.progress import progress_bar
 
 if TYPE_CHECKING:
     from metricjax.data.datasets import Split
-    from metricjax.embedding import Embedded
-    from metricjax.index import Index
-    from metricjax.trained import Trained
+    from metricjax.inference.embedder import Embedded
+    from metricjax.inference.gallery_index import Index
+    from metricjax.inference.trained_model import Trained
 
 _WIDTH = 32  # letters of a class in a table
 
@@ -89,8 +89,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from metricjax.inference.trained_model import Trained
     from metricjax.runtime import compilation_cache
-    from metricjax.trained import Trained
 
     say = partial(print, file=sys.stderr, flush=True)
     compilation_cache.use()
@@ -128,13 +128,13 @@ def _queries(
     """(names, readers, embeddings [q, d]) of the queries that can be decoded."""
     import numpy as np
 
-    from metricjax import growing, index
+    from metricjax.inference import gallery_index, partial_embeddings
 
     names, images, rows = [], [], []
     for source in options.queries:
-        split = index.open_images(trained, source, say=say)
+        split = gallery_index.open_images(trained, source, say=say)
         embedded = _embedded(trained, split, options.threads)
-        unreadable = growing.unreadable(split, embedded.valid)
+        unreadable = partial_embeddings.unreadable(split, embedded.valid)
         if unreadable:
             say(f"{unreadable}; they are not asked for.")
         for number in np.flatnonzero(embedded.valid):
@@ -150,7 +150,7 @@ def _embedded(trained: "Trained", split: "Split", threads: int | None) -> "Embed
     import numpy as np
 
     from metricjax.data.datasets import UnreadableImage
-    from metricjax.embedding import Embedded
+    from metricjax.inference.embedder import Embedded
 
     if len(split) >= trained.embedder.batch_size:
         return trained.embed(split, threads=threads)
@@ -175,7 +175,7 @@ def _nearest(
     if not options.approximate:
         among = gallery.of_category(options.category) if options.category else None
         return gallery.nearest(embeddings, options.top, among=among)
-    from metricjax.approximate import Approximate
+    from metricjax.inference.approximate_index import Approximate
 
     with progress_bar("graph") as progress:
         graph = Approximate.open(

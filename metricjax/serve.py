@@ -93,11 +93,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _application(options: argparse.Namespace, is_local: bool, say):
     """The index, the model and their routes; what takes long is said."""
+    from metricjax.inference.trained_model import Trained
     from metricjax.runtime import compilation_cache
     from metricjax.serving import application, guard, searching, uploads
     from metricjax.serving.batches import Batches
     from metricjax.serving.catalog import Catalog, Threshold
-    from metricjax.trained import Trained
 
     compilation_cache.use()
     trained = Trained.open(options.run)

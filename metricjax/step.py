@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from metricjax import accumulation
 from metricjax.data import transforms
@@ -242,15 +242,3 @@ def _gradient_norms(gradients, objective_state) -> dict[str, tuple[Array, Array]
     return norms | objectives.gradient_norms(
         gradients.get(PROXIES, {}), objective_state
     )
-
-
-def make_embed_step(
-    model: nn.Module, transform: transforms.TransformConfig
-) -> Callable[[Any, Array], Float[Array, "b d"]]:
-    """`embed_step(variables, images uint8 [b, s, s, c]) -> embeddings [b, d]`."""
-
-    def embed_step(variables, images):
-        images = transforms.normalize(images, transform)
-        return model.apply(variables, images, train=False).embedding
-
-    return embed_step

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import jax
 
-from metricjax import agreement, bucket, judging, step
+from metricjax import agreement, bucket, step
 from metricjax.config.schema import RunConfig
 from metricjax.data import pipeline
 from metricjax.finishing import finish
+from metricjax.inference import evaluate_split
 from metricjax.journal import Journal
 from metricjax.meter import Meter
 from metricjax.run import Run
@@ -49,7 +50,7 @@ def _train(config, place, name, began, say) -> bool:
     agreement.check_same(config, run.dataset)
     first = jax.process_index() == 0
     run.introduce(say)
-    floor = judging.pixel_floor(run.dataset.test, run.transform, run.skipped)
+    floor = evaluate_split.pixel_floor(run.dataset.test, run.transform, run.skipped)
     say(f"raw pixels, nearest neighbour by cosine: Recall@1 {floor:.3f}")
     if first:
         claim(workdir, config)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from metricjax import analyses, command_line, judging
+from metricjax import analyses, command_line
+from metricjax.inference import evaluate_split
 from metricjax.models import cgd, pooling
 from metricjax.reports import page
 from metricjax.run import Run
@@ -178,9 +179,9 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
         state = run.regrouped(state, 8)
     test = run.dataset.test
     embedded = run.embed(state.variables, test)
-    results = judging.judge(embedded, test, config.evaluation, 2)
+    results = evaluate_split.judge(embedded, test, config.evaluation, 2)
     if config.model.ensemble > 1:
-        results["learners"] = judging.judge_learners(
+        results["learners"] = evaluate_split.judge_learners(
             embedded, test, config.evaluation, config.model.ensemble
         )
     learnt = mesh.to_host((state.variables, state.proxies, state.objective))

@@ -7,7 +7,7 @@ import pytest
 from metricjax import evaluation
 from metricjax.calibrate import main
 from metricjax.data.collections import open_collection
-from metricjax.trained import Trained
+from metricjax.inference.trained_model import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -12,11 +12,11 @@ import pytest
 import tiny as tiny_module
 from devices import xla_flags
 
-from metricjax import vectors
 from metricjax.data.collections import open_collection
 from metricjax.embed import USAGE, main
+from metricjax.inference import embedding_files
+from metricjax.inference.trained_model import Trained
 from metricjax.runtime import compilation_cache
-from metricjax.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -68,7 +68,7 @@ def test_a_folder_in_its_order(tiny, trained, opened, tmp_path, capsys, suffix):
     assert re.search(
         rf"{out}: 84 embeddings of 16 numbers; 84 images in [\d.]+ s", said
     )
-    found = vectors.load(tmp_path / out)
+    found = embedding_files.load(tmp_path / out)
     split = open_collection(tiny.shapes, channels=1)
     assert list(found.names) == list(split.names)
     assert list(found.class_names) == list(split.class_names)
@@ -91,7 +91,7 @@ def test_the_images_of_the_run(tiny, opened, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny.directory)
     out = tmp_path / "emb.npz"
     assert main(["run", "--part", "test", "--out", str(out)]) == 0
-    found = vectors.load(out)
+    found = embedding_files.load(out)
     assert len(found) == 42 and found.class_names[0] == "class07"
 
 
@@ -100,7 +100,7 @@ def test_a_list(tiny, trained, opened, tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(f"shapes/{name}" for name in names))
     (tmp_path / "shapes").symlink_to(tiny.shapes)
     assert main(["run", "list.txt", "--out", "emb.npz"]) == 0
-    found = vectors.load(tmp_path / "emb.npz")
+    found = embedding_files.load(tmp_path / "emb.npz")
     assert list(found.names) == [f"shapes/{name}" for name in names]
     assert found.valid.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(found.embeddings[0], found.embeddings[3])
@@ -174,7 +174,7 @@ def test_unfinished_embeddings_of_something_else(tiny, opened, tmp_path, capsys)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(vectors, "save", stop)
+        patched.setattr(embedding_files, "save", stop)
         assert main(["run", str(tiny.shapes), "--out", "emb.npz"]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     half = str(tiny.shapes / "class00")
@@ -199,19 +199,21 @@ def environment(tiny, devices=1):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from metricjax import embed, embedding_file, growing, index, trained, vectors, workdir
+from metricjax import embed, workdir
+from metricjax.inference import embed_to_file, embedding_files, gallery_index
+from metricjax.inference import partial_embeddings, trained_model
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def after_blocks(count):
-    def append(self, embedded, whole=growing.Growing.append):
+    def append(self, embedded, whole=partial_embeddings.Growing.append):
         if self.count == 16 * count:
             with (self.directory / "embeddings.bin").open("ab") as file:
                 file.write(embedded.embeddings.tobytes()[:-9])
             die()
         whole(self, embedded)
-    growing.Growing.append = append
+    partial_embeddings.Growing.append = append
 
 def while_saving():
     replace = os.replace
@@ -315,6 +317,6 @@ def test_on_several_hosts(tiny, trained, tmp_path):
         said = [process.communicate(timeout=300)[0] for process in processes]
         assert [process.returncode for process in processes] == [0, 0]
         assert expected in said[0] and "emb.npz" not in said[1]
-    found = vectors.load(tmp_path / "emb.npz")
+    found = embedding_files.load(tmp_path / "emb.npz")
     whole = trained.embed(open_collection(tiny.shapes, channels=1)).embeddings
     np.testing.assert_allclose(found.embeddings, whole, atol=1e-5)

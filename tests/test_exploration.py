@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from metricjax import exploration, layouts
-from metricjax.embedding import Embedded
+from metricjax.inference.embedder import Embedded
 
 pytestmark = pytest.mark.usefixtures("quick")
 

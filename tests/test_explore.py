@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metricjax import exploration, explore, layouts
-from metricjax.embedding import Embedded
+from metricjax.inference.embedder import Embedded
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -20,7 +20,7 @@ from metricjax.data import transforms
 from metricjax.data.decoding import decode
 from metricjax.errors import InputError
 from metricjax.export import main
-from metricjax.trained import Trained
+from metricjax.inference.trained_model import Trained
 
 pytest.importorskip("flatbuffers")
 pytestmark = pytest.mark.usefixtures("quick")

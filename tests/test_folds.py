@@ -7,8 +7,8 @@ import pytest
 
 from metricjax import comparison
 from metricjax.errors import InputError
+from metricjax.inference.trained_model import Trained
 from metricjax.main import main
-from metricjax.trained import Trained
 
 FOLDS = "import sys\nsys.argv += ['--mode', 'folds']\n"
 SETTINGS = ("data.folds=2", "batch_size=4", "steps=4", "eval_every=2")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from metricjax import likeness
-from metricjax.embedding import Embedded
+from metricjax.inference.embedder import Embedded
 
 
 @pytest.fixture(scope="module")

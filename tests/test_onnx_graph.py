@@ -10,6 +10,7 @@ from jax import lax
 from metricjax import models, onnx_graph, step
 from metricjax.data import transforms
 from metricjax.errors import InputError
+from metricjax.inference import embedder
 from metricjax.models import layers, pooling
 from metricjax.models._lowering import windows
 from metricjax.models._lowering.convolution import convolve
@@ -165,7 +166,7 @@ def test_networks(backbone, head):
     )  # fmt: skip
     recipe = "pad_crop" if backbone == "googlenet" else "resize_crop"
     config = transforms.TransformConfig(recipe, shape[0], shape[2])
-    embed = step.make_embed_step(network, config)
+    embed = embedder.make_embed_step(network, config)
     variables = weights(
         jax.eval_shape(
             lambda key: step.init_variables(network, shape, key), jax.random.key(0)

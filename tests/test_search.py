@@ -13,10 +13,10 @@ from PIL import Image
 from metricjax import embed
 from metricjax.data.collections import open_collection
 from metricjax.errors import disk_errors
-from metricjax.growing import Growing
+from metricjax.inference.partial_embeddings import Growing
+from metricjax.inference.trained_model import Trained
 from metricjax.runtime import compilation_cache
 from metricjax.search import USAGE, main
-from metricjax.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -13,6 +13,7 @@ import pytest
 from metricjax import models, optimizers
 from metricjax.checkpoints import Checkpoints
 from metricjax.data.transforms import TransformConfig
+from metricjax.inference.embedder import make_embed_step
 from metricjax.objectives import hierarchical_proxies
 from metricjax.objectives.cross_batch_memory import MemoryConfig
 from metricjax.objectives.hierarchical_proxies import Classes
@@ -27,7 +28,6 @@ from metricjax.runtime import mesh
 from metricjax.step import (
     init_params,
     init_state,
-    make_embed_step,
     make_train_step,
     output_shapes,
 )

@@ -5,7 +5,7 @@ import pytest
 import served
 
 from metricjax.data.collections import open_collection
-from metricjax.index import Index
+from metricjax.inference.gallery_index import Index
 from metricjax.serving.catalog import Catalog, Filter, Threshold
 from metricjax.serving.refusals import Refused
 from metricjax.serving.searching import Question, Searcher, warm

@@ -3,7 +3,7 @@
 import numpy as np
 
 from metricjax.data.datasets import Split, UnreadableImage
-from metricjax.embedding import Embedded
+from metricjax.inference.embedder import Embedded
 
 HOSTILE = "</script><script>document.title = 'mine'</script>\"'&\u2028<b>é"
 

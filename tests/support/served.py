@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from metricjax.data.collections import open_collection
-from metricjax.index import Index
+from metricjax.inference.gallery_index import Index
 from metricjax.serving import application, guard, searching, server, uploads
 from metricjax.serving.batches import Batches
 from metricjax.serving.catalog import Catalog, Threshold

@@ -10,7 +10,7 @@ from metricjax.data.formats.labels_table import sorted_names
 from metricjax.errors import InputError
 
 if TYPE_CHECKING:
-    from metricjax.vectors import Vectors
+    from metricjax.inference.embedding_files import Vectors
 
 FORMAT = "metricjax embeddings 1"
 _METADATA = b"metricjax"

@@ -6,10 +6,10 @@ from typing import Any
 
 from metricjax import evaluation
 from metricjax.data.datasets import Split
-from metricjax.embedding import Embedded
 from metricjax.errors import InputError
 from metricjax.evaluation import verification
-from metricjax.judging import some_classes
+from metricjax.inference.embedder import Embedded
+from metricjax.inference.evaluate_split import some_classes
 from metricjax.reports import verification as page
 from metricjax.reports.studies import Study
 

@@ -1,6 +1,6 @@
 """Images to embeddings: one program over all devices, used in training and after it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,12 +8,23 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
-from metricjax import step
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.runtime import mesh
+
+
+def make_embed_step(
+    model: nn.Module, transform: transforms.TransformConfig
+) -> Callable[[Any, Array], Float[Array, "b d"]]:
+    """`embed_step(variables, images uint8 [b, s, s, c]) -> embeddings [b, d]`."""
+
+    def embed_step(variables, images):
+        images = transforms.normalize(images, transform)
+        return model.apply(variables, images, train=False).embedding
+
+    return embed_step
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Embedder:
 
     @cached_property
     def _program(self):
-        function = step.make_embed_step(self.model, self.transform.config)
+        function = make_embed_step(self.model, self.transform.config)
         everywhere, split = mesh.replicated(self.devices), mesh.split(self.devices)
         return jax.jit(
             lambda variables, batch: (

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from paths import DOCS
 
-from metricjax import embedding_file, index
-from metricjax.index import Index
-from metricjax.trained import Trained
+from metricjax.inference import embed_to_file, gallery_index
+from metricjax.inference.gallery_index import Index
+from metricjax.inference.trained_model import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -35,9 +35,9 @@ def test_the_page(tiny, trained, tmp_path, monkeypatch):
     shutil.copy("photos/class03/2.png", "query.png")
     shutil.copytree("photos/class05", "more")
     for source in ("photos", "more"):
-        split = index.open_images(trained, source)
+        split = gallery_index.open_images(trained, source)
         out = Path("emb.parquet" if source == "photos" else "more.parquet")
-        embedding_file.write(trained, split, out)
+        embed_to_file.write(trained, split, out)
 
     snippets = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     assert len(snippets) == 4

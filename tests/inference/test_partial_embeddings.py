@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from metricjax.embedding import Embedded
-from metricjax.growing import Growing
+from metricjax.inference.embedder import Embedded
+from metricjax.inference.partial_embeddings import Growing
 
 KEYS = np.arange(16 * 16, dtype=np.uint8).reshape(16, 16)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import jax
 
-from metricjax import growing, vectors
 from metricjax.data.datasets import Split
 from metricjax.errors import InputError, disk_errors
-from metricjax.growing import Growing
+from metricjax.inference import embedding_files, partial_embeddings
+from metricjax.inference.partial_embeddings import Growing
+from metricjax.inference.trained_model import Trained
 from metricjax.runtime import exchange
 from metricjax.storage.atomic import locked
-from metricjax.trained import Trained
 from metricjax.wording import counted
 
 
@@ -41,12 +41,14 @@ def write(
       InputError: `out` is there and holds something else, or cannot be written; no
         image can be decoded; or the disk is full, and what is done stays.
     """
-    fill = partial(growing.fill, trained=trained, split=split, threads=threads)
+    fill = partial(
+        partial_embeddings.fill, trained=trained, split=split, threads=threads
+    )
     if jax.process_index() > 0:
         if exchange.gather("embed", False)[0][1]:
             fill(None)
         return
-    keys = growing.keys_of(split)
+    keys = partial_embeddings.keys_of(split)
     is_new = not _is_complete(out, trained, _digest(split, keys))
     exchange.gather("embed", is_new)
     if not is_new:
@@ -86,7 +88,7 @@ def _is_complete(out: Path, trained: Trained, images: str) -> bool:
     """
     if not out.exists():
         return False
-    found = vectors.load(out)
+    found = embedding_files.load(out)
     if (found.model, found.images) == (trained.identity, images):
         return True
     raise InputError(
@@ -127,11 +129,11 @@ def _finish(
 ) -> None:
     embedded = rows.embedded
     try:
-        unreadable = growing.unreadable(split, embedded.valid)
+        unreadable = partial_embeddings.unreadable(split, embedded.valid)
     except InputError:
         rows.remove()
         raise
-    made = vectors.Vectors(
+    made = embedding_files.Vectors(
         embeddings=embedded.embeddings,
         valid=embedded.valid,
         names=split.names,
@@ -142,7 +144,7 @@ def _finish(
         categories=split.categories,
         category_names=split.category_names,
     )
-    vectors.save(made, out)
+    embedding_files.save(made, out)
     for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
         left.unlink()  # Of an earlier start that was killed while it wrote.
     rows.remove()

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from metricjax import judging
 from metricjax.data import open_dataset
 from metricjax.errors import InputError
+from metricjax.inference import evaluate_split
+from metricjax.inference.trained_model import Trained
 from metricjax.runtime import mesh
-from metricjax.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -26,7 +26,7 @@ def test_split(tiny):
 
 
 def test_it_embeds_as_the_run_did(trained, test_split):
-    found = judging.judge(
+    found = evaluate_split.judge(
         trained.embed(test_split), test_split, trained.config.evaluation, bootstrap=0
     )
     for name in ("recall@1", "map@r", "queries"):

@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from metricjax import approximate
-from metricjax.approximate import Approximate
 from metricjax.errors import InputError
-from metricjax.index import Index
-from metricjax.vectors import Vectors
+from metricjax.inference import approximate_index
+from metricjax.inference.approximate_index import Approximate
+from metricjax.inference.embedding_files import Vectors
+from metricjax.inference.gallery_index import Index
 
 usearch = pytest.importorskip(
     "usearch", reason="the extra `approximate` is not installed"
@@ -97,4 +97,4 @@ def test_what_is_refused(monkeypatch):
         graph.nearest(2 * np.eye(24)[:1], 1)
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     with pytest.raises(InputError, match=r"pip install 'metricjax\[approximate\]'"):
-        approximate._empty(4)
+        approximate_index._empty(4)

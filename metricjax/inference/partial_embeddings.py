@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from metricjax.data.datasets import Split, UnreadableImage
-from metricjax.embedding import Embedded
 from metricjax.errors import InputError, disk_errors
 from metricjax.evaluation.rows import LENGTH_TOLERANCE
+from metricjax.inference.embedder import Embedded
+from metricjax.inference.trained_model import Trained
 from metricjax.runtime import exchange
 from metricjax.storage.atomic import write_atomically
-from metricjax.trained import Trained
 
 _REQUEST, _KEYS = "request.json", "keys.bin"
 _EMBEDDINGS, _VALID = "embeddings.bin", "valid.bin"

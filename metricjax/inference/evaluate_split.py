@@ -6,8 +6,8 @@ from jax.sharding import Mesh
 from metricjax.config.schema import EvaluationConfig
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
-from metricjax.embedding import Embedded
 from metricjax.evaluation import clustering, neighbors, retrieval
+from metricjax.inference.embedder import Embedded
 from metricjax.reports.page import Gallery
 
 # Side of the images whose pixels are compared, at most.

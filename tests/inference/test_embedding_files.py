@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from metricjax import parquet, vectors
 from metricjax.errors import InputError
-from metricjax.vectors import Vectors
+from metricjax.inference import embedding_files, parquet
+from metricjax.inference.embedding_files import Vectors
 
 SUFFIXES = [".npz", ".parquet"]
 
@@ -37,7 +37,7 @@ def some(count=9, width=4, categories=True):
 def refuse(path):
     """The one sentence with which it is refused."""
     with pytest.raises(InputError) as caught:
-        vectors.load(path)
+        embedding_files.load(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -48,10 +48,10 @@ def test_what_is_written_is_read(tmp_path, suffix, categories, monkeypatch):
     monkeypatch.setattr(parquet, "_GROUP_BYTES", 64)
     made = some(categories=categories)
     for name in ("a", "b"):
-        vectors.save(made, tmp_path / f"{name}{suffix}")
+        embedding_files.save(made, tmp_path / f"{name}{suffix}")
     contents = {path.read_bytes() for path in tmp_path.iterdir()}
     assert len(contents) == 1
-    found = vectors.load(tmp_path / f"a{suffix}")
+    found = embedding_files.load(tmp_path / f"a{suffix}")
     for field in dataclasses.fields(made):
         expected, value = getattr(made, field.name), getattr(found, field.name)
         np.testing.assert_array_equal(value, expected, field.name)
@@ -63,7 +63,7 @@ def test_what_is_written_is_read(tmp_path, suffix, categories, monkeypatch):
 
 
 def test_numpy_alone_reads_it(tmp_path):
-    vectors.save(some(), tmp_path / "a.npz")
+    embedding_files.save(some(), tmp_path / "a.npz")
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert file["embeddings"].shape == (9, 4) and file["embeddings"].dtype == "f4"
         assert file["names"].dtype.kind == "U" and file["names"][1] == "класс 1/猫1.png"
@@ -75,7 +75,7 @@ def test_arrow_reads_columns_of_plain_types(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import read_table
 
-    vectors.save(some(), tmp_path / "a.parquet")
+    embedding_files.save(some(), tmp_path / "a.parquet")
     table = read_table(tmp_path / "a.parquet")
     assert table.schema.field("embedding").type == pyarrow.list_(pyarrow.float32(), 4)
     assert table["label"].to_pylist()[:3] == [None, "b", "ж"]
@@ -89,10 +89,10 @@ def test_arrow_reads_columns_of_plain_types(tmp_path):
 
 def test_names_that_are_no_text(tmp_path):
     odd = dataclasses.replace(some(), names=tuple(f"{i}\udcff" for i in range(9)))
-    vectors.save(odd, tmp_path / "a.npz")
-    assert vectors.load(tmp_path / "a.npz").names == odd.names
-    vectors.save(odd, tmp_path / "a.parquet")
-    assert vectors.load(tmp_path / "a.parquet").names[1] == "1\ufffd"
+    embedding_files.save(odd, tmp_path / "a.npz")
+    assert embedding_files.load(tmp_path / "a.npz").names == odd.names
+    embedding_files.save(odd, tmp_path / "a.parquet")
+    assert embedding_files.load(tmp_path / "a.parquet").names[1] == "1\ufffd"
 
 
 def change(path, **changes):
@@ -129,7 +129,7 @@ def with_row(row, values):
 )
 def test_what_is_refused(tmp_path, changes, words):
     path = tmp_path / "a.npz"
-    vectors.save(some(), path)
+    embedding_files.save(some(), path)
     change(path, **changes)
     assert words in refuse(path)
 
@@ -138,7 +138,7 @@ def test_what_is_refused(tmp_path, changes, words):
 def test_damaged_files(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     assert "a" + suffix in refuse(path)
-    vectors.save(some(), path)
+    embedding_files.save(some(), path)
     content = path.read_bytes()
     for wrong in (b"", b"no", content[:-40], content[: len(content) // 2]):
         path.write_bytes(wrong)
@@ -164,20 +164,20 @@ def test_a_table_of_other_columns(tmp_path):
 def test_what_little_is_needed(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, embeddings=np.eye(3), names=["a", "b", "c"], model="m")
-    found = vectors.load(path)
+    found = embedding_files.load(path)
     assert found.valid.all() and found.class_names == ("",)
     assert found.embeddings.dtype == np.float32
 
 
 def test_where_it_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
-        vectors.save(some(), tmp_path / "none" / "a.npz")
+        embedding_files.save(some(), tmp_path / "none" / "a.npz")
     with pytest.raises(InputError, match="neither .npz nor .parquet"):
-        vectors.save(some(), tmp_path / "a.csv")
+        embedding_files.save(some(), tmp_path / "a.csv")
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install 'metricjax\[parquet\]'"):
-        vectors.save(some(), tmp_path / "a.parquet")
+        embedding_files.save(some(), tmp_path / "a.parquet")
     assert not list(tmp_path.iterdir())

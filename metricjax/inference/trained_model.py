@@ -14,13 +14,14 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, UInt8
 
-from metricjax import models, step
+from metricjax import models
 from metricjax.config.parsing import from_config_dict, to_dict
 from metricjax.config.schema import RunConfig
 from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
-from metricjax.embedding import Embedded, Embedder
 from metricjax.errors import InputError
+from metricjax.inference import embedder
+from metricjax.inference.embedder import Embedded, Embedder
 from metricjax.models import pretrained
 from metricjax.runtime import mesh
 from metricjax.storage.bucket import Store
@@ -113,7 +114,7 @@ class Trained:
     def width(self) -> int:
         """Numbers of an embedding."""
         images = jax.ShapeDtypeStruct((1, *self.transform.config.shape), np.uint8)
-        function = step.make_embed_step(self.model, self.transform.config)
+        function = embedder.make_embed_step(self.model, self.transform.config)
         return jax.eval_shape(function, self.variables, images).shape[1]
 
     def blocks(

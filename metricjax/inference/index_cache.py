@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from metricjax import growing
 from metricjax.data.datasets import Split
-from metricjax.embedding import Embedded
 from metricjax.errors import disk_errors
-from metricjax.growing import Growing
+from metricjax.inference import partial_embeddings
+from metricjax.inference.embedder import Embedded
+from metricjax.inference.partial_embeddings import Growing
+from metricjax.inference.trained_model import Trained
 from metricjax.storage import user_cache
 from metricjax.storage.atomic import locked, written_whole
-from metricjax.trained import Trained
 from metricjax.wording import counted
 
 _LIMIT = 8 * 2**30  # bytes of all indexes; what was not used for longest goes first
@@ -37,7 +37,7 @@ class Keeper:
     progress: Callable[[int, int], None]
 
     def embedded(self, directory: Path) -> Embedded:
-        keys = growing.keys_of(self.split)
+        keys = partial_embeddings.keys_of(self.split)
         known = Known.read(directory / "index.npz", self.trained.identity)
         if not known.has_all(keys):
             with disk_errors(directory):
@@ -68,7 +68,7 @@ class Keeper:
             self.say(f"Embedding {counted(len(fresh), 'image')}{of}.")
             width = self.trained.width
             left = left or Growing.begun(unfinished, model, keys[fresh], width)
-            growing.fill(
+            partial_embeddings.fill(
                 left,
                 self.trained,
                 self.split.subset(fresh),

@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricjax import evaluation, growing, index, keeping, vectors
+from metricjax import evaluation
 from metricjax.data.collections import open_collection
 from metricjax.errors import InputError
-from metricjax.index import Index
-from metricjax.trained import Trained
-from metricjax.vectors import Vectors
+from metricjax.inference import (
+    embedding_files,
+    gallery_index,
+    index_cache,
+    partial_embeddings,
+)
+from metricjax.inference.embedding_files import Vectors
+from metricjax.inference.gallery_index import Index
+from metricjax.inference.trained_model import Trained
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -164,7 +170,7 @@ def test_where_it_is_kept(trained, gallery, tmp_path, monkeypatch):
 
 
 def test_old_indexes_make_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(keeping, "_LIMIT", 25)
+    monkeypatch.setattr(index_cache, "_LIMIT", 25)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_bytes(bytes(100))
     names = [f"{age:016x}-{0:016x}" for age in range(4)]
@@ -173,7 +179,7 @@ def test_old_indexes_make_room(tmp_path, monkeypatch):
         path.parent.mkdir()
         path.write_bytes(bytes(10))
         os.utime(path, (1000 - age, 1000 - age))
-    keeping.prune(tmp_path)
+    index_cache.prune(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [*names[:2], "other"]
 
 
@@ -211,7 +217,7 @@ def random_index(count, width=16, seed=0, copies=3):
 @pytest.mark.parametrize("top", [1, 5, 1000])
 @pytest.mark.parametrize("block", [1, 1 << 26])
 def test_nearest_is_that_of_evaluation(top, block, monkeypatch):
-    monkeypatch.setattr(index, "_BLOCK", block)
+    monkeypatch.setattr(gallery_index, "_BLOCK", block)
     found = random_index(300)
     queries = random_index(7, seed=1).embeddings
     queries[0] = found.embeddings[0]
@@ -255,13 +261,13 @@ def test_a_file_of_embeddings(trained, tmp_path):
     labels = np.arange(16) % 2
     made = Vectors(rows, rows[0] == 0, names, labels, ("a", "b"), trained.identity)
     path = tmp_path / "emb.npz"
-    vectors.save(made, path)
+    embedding_files.save(made, path)
     found = Index.open(trained, path)
     assert list(found.split.names) == list(names) and not found.valid[0]
     assert found.nearest(rows[3:4], 1)[1].tolist() == [[3]]
     assert "does not exist" in refuse(trained, tmp_path / "gone.npz")
     other = Vectors(rows, rows[0] == 0, names, labels, ("a", "b"), "another")
-    vectors.save(other, path)
+    embedding_files.save(other, path)
     assert "was made by another model" in refuse(trained, path)
 
 
@@ -279,8 +285,10 @@ def test_galleries_that_are_refused(trained, tmp_path):
 
 def test_keys_change_with_the_content(gallery):
     split = open_collection(gallery)
-    before = growing.keys_of(split)
+    before = partial_embeddings.keys_of(split)
     assert len(np.unique(before, axis=0)) == len(split)
     os.utime(gallery / split.names[5], (1, 1))
-    changed = (before != growing.keys_of(open_collection(gallery))).any(axis=1)
+    changed = (before != partial_embeddings.keys_of(open_collection(gallery))).any(
+        axis=1
+    )
     assert np.flatnonzero(changed).tolist() == [5]

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from metricjax import evaluation, judging, thresholds
+from metricjax import evaluation
 from metricjax.data.datasets import Split
-from metricjax.embedding import Embedded
+from metricjax.inference import evaluate_split, verify_split
+from metricjax.inference.embedder import Embedded
 from metricjax.reports import page
 
 
@@ -22,7 +23,7 @@ def embedded(classes, each=6, seed=0, **roles):
 
 
 def of_run(held_out, test):
-    return thresholds.of_run(held_out, test, bootstrap=50, seed=0)
+    return verify_split.of_run(held_out, test, bootstrap=50, seed=0)
 
 
 def test_set_on_held_out_classes_and_tried_on_test_classes():
@@ -81,7 +82,7 @@ def test_without_held_out_classes_the_test_classes_do_not_take_their_place():
 
 
 def test_of_many_images_those_of_whole_classes_are_compared(monkeypatch):
-    monkeypatch.setattr(thresholds, "_COMPARED", 100)
+    monkeypatch.setattr(verify_split, "_COMPARED", 100)
     results, _ = of_run(embedded(25), embedded(30, seed=1))
     assert results["verification"]["test"]["pairs"]["same"] == 16 * 15
 
@@ -90,10 +91,10 @@ def test_some_classes():
     _, split = embedded(10, each=3)
     wanted = np.ones(30, bool)
     wanted[4] = False
-    rows = judging.some_classes(wanted, split, seed=2, most=12)
+    rows = evaluate_split.some_classes(wanted, split, seed=2, most=12)
     labels, sizes = np.unique(split.labels[rows], return_counts=True)
     assert len(rows) in (11, 12) and all(sizes == np.where(labels == 1, 2, 3))
     np.testing.assert_array_equal(
-        judging.some_classes(wanted, split, 0, 29), np.flatnonzero(wanted)
+        evaluate_split.some_classes(wanted, split, 0, 29), np.flatnonzero(wanted)
     )
-    assert len(judging.some_classes(wanted, split, 0, 1)) == 1
+    assert len(evaluate_split.some_classes(wanted, split, 0, 1)) == 1

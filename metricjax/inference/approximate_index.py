@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from metricjax.errors import InputError, disk_errors
 from metricjax.evaluation.neighbors import unit_rows
-from metricjax.index import Index
+from metricjax.inference.gallery_index import Index
 from metricjax.storage.atomic import written_whole
 
 _SPARE = 2  # found for each that is asked for, as float16 may change the order

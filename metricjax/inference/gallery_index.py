@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from metricjax import growing, keeping, vectors
 from metricjax.data.collections import open_collection
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import InputError, suggestion
 from metricjax.evaluation.neighbors import unit_rows
-from metricjax.keeping import Keeper
-from metricjax.trained import Trained
+from metricjax.inference import embedding_files, index_cache, partial_embeddings
+from metricjax.inference.index_cache import Keeper
+from metricjax.inference.trained_model import Trained
 
 _BLOCK = 1 << 26  # similarities that are held at a time
 
@@ -98,10 +98,14 @@ class Index:
           InputError: there is no image that can be decoded, the file was made by
             another model, or the disk is full.
         """
-        home = keeping.home() if directory is None else directory
+        home = index_cache.home() if directory is None else directory
         place = [os.path.realpath(source) if source else None, name, part, cropped]
-        own = None if home is None else home / keeping.name_of(trained.identity, place)
-        if name is None and str(source).lower().endswith(vectors.SUFFIXES):
+        own = (
+            None
+            if home is None
+            else home / index_cache.name_of(trained.identity, place)
+        )
+        if name is None and str(source).lower().endswith(embedding_files.SUFFIXES):
             return cls._of_file(trained, Path(source).expanduser(), own)
         split = open_images(
             trained, source, name=name, part=part, cropped=cropped, say=say
@@ -114,15 +118,15 @@ class Index:
         else:
             embedded = keeper.embedded(own)
             if directory is None:  # A directory that was named is its owner's to clear.
-                keeping.prune(home)
-        unreadable = growing.unreadable(split, embedded.valid)
+                index_cache.prune(home)
+        unreadable = partial_embeddings.unreadable(split, embedded.valid)
         if unreadable:
             say(f"{unreadable}; they are never found.")
         return cls(split, embedded.embeddings, embedded.valid, own)
 
     @classmethod
     def _of_file(cls, trained: Trained, path: Path, own: Path | None) -> "Index":
-        found = vectors.load(path)
+        found = embedding_files.load(path)
         if found.model != trained.identity:
             raise InputError(
                 f"{path} was made by another model ({found.model[:12]!r}, and this run "

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from metricjax import parquet
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import InputError
 from metricjax.evaluation.neighbors import unit_rows
+from metricjax.inference import parquet
 from metricjax.storage.atomic import written_whole
 
 SUFFIXES = (".npz", ".parquet")
