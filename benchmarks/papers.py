@@ -121,19 +121,19 @@ def _run_all(options):
 
 def _whole_runs(options):
     """Runs with reports, checkpoints and all."""
-    from metricjax import train
+    from metricjax.training import loop
 
     for table, data, seed, name in planned(options):
         config = _config(table, name, data, _source(data, options), seed=seed)
         place = f"{table}_{name}_{data}_{seed}".replace(" ", "_").replace(",", "")
-        train.train(config, options.pages / place, name)
+        loop.train(config, options.pages / place, name)
 
 
 def _opened(data, options):
     """A data set's images, decoded."""
     import papers_run
 
-    from metricjax.run import open_data
+    from metricjax.training.run import open_data
 
     any_case = papers_cases.TABLES["cgd"].cases[0].name
     config = _config("cgd", any_case, data, _source(data, options))

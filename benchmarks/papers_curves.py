@@ -32,8 +32,8 @@ def setting(seed, root):
     import papers
 
     from metricjax.data import pipeline, transforms
-    from metricjax.run import Run, open_data
     from metricjax.runtime import mesh
+    from metricjax.training.run import Run, open_data
 
     config = papers._config("ee", "multi_similarity", "omniglot", root / "omniglot.zip")
     adamw = replace(config.optimizer, method="adamw")  # both sides have it

@@ -1,4 +1,4 @@
-"""One case trained and judged: `metricjax.train` without its files and pages."""
+"""One case trained and evaluated: a run without its files and pages."""
 
 from collections import deque
 from dataclasses import replace
@@ -13,8 +13,8 @@ from metricjax.data.datasets import Dataset, Split
 from metricjax.inference import evaluate_split
 from metricjax.inference.embedder import Embedded
 from metricjax.models import pretrained
-from metricjax.run import Run
 from metricjax.runtime import mesh
+from metricjax.training.run import Run
 
 METRICS = ("map@r", "r_precision", "recall@1", "recall@2", "recall@4", "recall@8")
 

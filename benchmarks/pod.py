@@ -30,8 +30,8 @@ import pod_scaling
 from jax.sharding import NamedSharding, PartitionSpec
 
 from metricjax import chips, losses
-from metricjax.blueprint import Blueprint
 from metricjax.losses import Tiling
+from metricjax.training.programs import Blueprint
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute")
 LOSSES = {

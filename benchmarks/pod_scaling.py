@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 
 from metricjax import chips
-from metricjax.blueprint import Blueprint
 from metricjax.config.parsing import from_config_dict
 from metricjax.objectives import objective
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.runtime import mesh as meshes
 from metricjax.runtime import program_costs
+from metricjax.training.programs import Blueprint
 
 CLASSES = Classes(100)
 # Topology, batch, settings: the same images a chip on more chips, and the reverse.

@@ -32,11 +32,11 @@ def work(batch):
     import jax
     import numpy as np
 
-    from metricjax.blueprint import Blueprint
     from metricjax.config import default_config, terms
     from metricjax.config.parsing import from_config_dict
     from metricjax.objectives.hierarchical_proxies import Classes
     from metricjax.runtime import connection, mesh
+    from metricjax.training.programs import Blueprint
 
     connection.connect()
     mesh.keep_freed_memory()

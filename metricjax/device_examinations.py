@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metricjax import agreement, chips
+from metricjax import chips
 from metricjax.errors import InputError
 from metricjax.examinations import (
     FAILED,
@@ -27,6 +27,7 @@ from metricjax.examinations import (
 from metricjax.runtime import compilation_cache, exchange
 from metricjax.runtime import mesh as meshes
 from metricjax.storage.directories import local_path
+from metricjax.training import host_checks
 
 # How an accelerator shows that JAX need not know of, and the extra that it needs.
 _TRACES = {
@@ -87,7 +88,7 @@ def hosts() -> Finding:
     """Which hosts there are, and whether they run the same; to be called on all."""
     own = {"python": ".".join(platform.python_version_tuple()[:2])}
     own |= {name: version(name) for name in PACKAGES}
-    own |= {f"metricjax/{k}": v for k, v in agreement.digest_of_code().items()}
+    own |= {f"metricjax/{k}": v for k, v in host_checks.digest_of_code().items()}
     said = exchange.gather("programs", own)
     names = [name for name, _ in said]
     if len(said) == 1:
@@ -122,7 +123,7 @@ def sharing(workdir: str) -> Finding | None:
         return None
     if not lacking:
         try:
-            agreement.check_shared(workdir)
+            host_checks.check_shared(workdir)
             return Finding("sharing", OK, f"all hosts see what is in {workdir}")
         except InputError as error:
             return Finding("sharing", FAILED, brief(error))

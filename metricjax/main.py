@@ -84,10 +84,10 @@ def _run(arguments: list[str]) -> int:
         plan.plan(options.config, options.name)
         return 0
 
-    from metricjax import folds, train
     from metricjax.runtime import connection, watchdog
+    from metricjax.training import cross_validation, loop
 
-    run = folds.train_folds if options.mode == "folds" else train.train
+    run = cross_validation.train_folds if options.mode == "folds" else loop.train
     connection.connect()
     with watchdog.watched(options.config.host_timeout):
         run(options.config, options.workdir, options.name)

@@ -23,8 +23,8 @@ from metricjax.data.datasets import Dataset, Split
 from metricjax.data.samplers.class_balanced import least_images
 from metricjax.data.samplers.registry import OF_CLASSES
 from metricjax.room import Room, size_of
-from metricjax.run import Run, open_data
 from metricjax.runtime import connection, mesh, program_costs, watchdog
+from metricjax.training.run import Run, open_data
 from metricjax.trial import Trial, run_steps, search_seconds
 from metricjax.wording import counted
 

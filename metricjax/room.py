@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from metricjax.blueprint import Blueprint
 from metricjax.chips import amount
 from metricjax.config.schema import RunConfig
 from metricjax.data.samplers.registry import OF_CLASSES
 from metricjax.runtime import program_costs
+from metricjax.training.programs import Blueprint
 
 # A larger batch within this share of one that fits is not worth another program.
 _CLOSE = 0.02

@@ -14,8 +14,8 @@ import numpy as np
 
 from metricjax.chips import least
 from metricjax.evaluation import neighbors
-from metricjax.run import Run
 from metricjax.runtime import mesh as meshes
+from metricjax.training.run import Run
 
 # A first step longer than this many seconds is followed by one alone.
 _LONG = 20.0

@@ -329,13 +329,16 @@ def said(*hosts):
     [
         ({}, None),
         ({"jax": "0.10.1"}, "host 1 (n1) has jax 0.10.1: install the same"),
-        ({"metricjax/step.py": "0"}, "host 1 (n1) has another metricjax/step.py:"),
+        (
+            {"metricjax/training/step.py": "0"},
+            "host 1 (n1) has another metricjax/training/step.py:",
+        ),
         ({"metricjax/more.py": "0"}, "host 1 (n1) has another metricjax/more.py:"),
     ],
 )
 def test_hosts_that_run_other_programs(change, words, monkeypatch):
     def gather(topic, own):
-        assert "metricjax/step.py" in own and own["jax"] == jax.__version__
+        assert "metricjax/training/step.py" in own and own["jax"] == jax.__version__
         return said(own, own | change, own)
 
     monkeypatch.setattr(exchange, "gather", gather)

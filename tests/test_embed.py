@@ -199,7 +199,8 @@ def environment(tiny, devices=1):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from metricjax import embed, workdir
+from metricjax import embed
+from metricjax.training import workdir
 from metricjax.inference import embed_to_file, embedding_files, gallery_index
 from metricjax.inference import partial_embeddings, trained_model
 

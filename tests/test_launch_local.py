@@ -150,7 +150,7 @@ def test_local_training_is_that_of_one_process(tiny, tmp_path):
 
 DYING = """
 import os, signal
-from metricjax.meter import Meter
+from metricjax.training.step_metrics import Meter
 
 add = Meter.add
 

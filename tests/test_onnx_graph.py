@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from jax import lax
 
-from metricjax import models, onnx_graph, step
+from metricjax import models, onnx_graph
 from metricjax.data import transforms
 from metricjax.errors import InputError
 from metricjax.inference import embedder
 from metricjax.models import layers, pooling
 from metricjax.models._lowering import windows
 from metricjax.models._lowering.convolution import convolve
+from metricjax.training import step
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

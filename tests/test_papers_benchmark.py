@@ -18,9 +18,9 @@ import papers_run  # noqa: E402
 import synthesizers  # noqa: E402
 import tiny  # noqa: E402
 
-from metricjax import train  # noqa: E402
 from metricjax.config.parsing import from_config_dict  # noqa: E402
-from metricjax.run import open_data  # noqa: E402
+from metricjax.training import loop  # noqa: E402
+from metricjax.training.run import open_data  # noqa: E402
 
 
 @pytest.mark.parametrize("name", papers_cases.TABLES)
@@ -77,7 +77,7 @@ def test_a_case_is_trained_and_judged_as_a_run_is(tmp_path):
     names = {}
     exec(text, names)
     config = from_config_dict(names["get_config"]())
-    assert train.train(config, tmp_path / "run", "tiny")
+    assert loop.train(config, tmp_path / "run", "tiny")
     expected = json.loads((tmp_path / "run" / "results.json").read_text())
     dataset = papers_run.in_memory(open_data(config))
     found = papers_run.trained(config, dataset)

@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 from paths import CONFIGS
 
 from metricjax import chips, command_line, plan, room
-from metricjax.blueprint import Blueprint
 from metricjax.chips import Figures
 from metricjax.errors import InputError
 from metricjax.models.cost import count_parameters
 from metricjax.objectives.hierarchical_proxies import Classes
-from metricjax.run import Run
 from metricjax.runtime import program_costs
+from metricjax.training.programs import Blueprint
+from metricjax.training.run import Run
 from metricjax.trial import run_steps
 
 

@@ -9,9 +9,9 @@ import pytest
 from jax.sharding import Mesh
 
 from metricjax import command_line, room
-from metricjax.blueprint import Blueprint
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.room import Room
+from metricjax.training.programs import Blueprint
 
 MIB = 2**20
 

@@ -12,8 +12,8 @@ from metricjax import command_line
 from metricjax.data import datasets, pipeline
 from metricjax.data.benchmarks import glyphs
 from metricjax.objectives.objective import LOSSES, check_gradients
-from metricjax.run import Run
 from metricjax.runtime import mesh
+from metricjax.training.run import Run
 
 CONFIG = CONFIGS / "losses.py"
 SETTINGS = {

@@ -245,7 +245,7 @@ def only_line(text):
 
 
 FAULT = """
-from metricjax.checkpoints import Checkpoints
+from metricjax.training.checkpoints import Checkpoints
 def fail(*_): raise TypeError("no such thing")
 Checkpoints.save = fail
 """
@@ -263,7 +263,7 @@ def other_data(tiny, directory):
 def other_code(tiny, directory):
     package = str(ROOT / "metricjax")
     shutil.copytree(package, directory / "metricjax")
-    with open(directory / "metricjax" / "step.py", "a") as file:
+    with open(directory / "metricjax" / "errors.py", "a") as file:
         file.write("\n# another\n")
     return {"before": OTHER_CODE.format(str(directory))}
 
@@ -367,12 +367,12 @@ def test_one_host_is_lost_halted_or_asked_to_stop(tiny, tmp_path, undisturbed):
 
 STOP = """
 import os, signal
-from metricjax import journal
-real = journal.Journal.record
+from metricjax.training import metric_writer
+real = metric_writer.Journal.record
 def record(self, step, kind, values):
     real(self, step, kind, values)
     if (step, kind) == ({}, "train"): os.kill(os.getpid(), signal.SIGTERM)
-journal.Journal.record = record
+metric_writer.Journal.record = record
 """
 
 

@@ -18,8 +18,8 @@ from metricjax.config import default_config, terms
 from metricjax.config.parsing import from_config_dict
 from metricjax.data import datasets, pipeline
 from metricjax.data.datasets import Dataset, Split
-from metricjax.run import Run
 from metricjax.runtime import connection, mesh
+from metricjax.training.run import Run
 
 STEPS = 10
 # Variant -> the losses, and other settings.

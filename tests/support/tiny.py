@@ -225,13 +225,14 @@ class Tiny:
 # Steps take 60 ms at least, so that checkpoints are written between them.
 NURSERY = """
 import os, sys, time
-from metricjax import agreement, main, train
+from metricjax.training import host_checks, loop
+from metricjax import main
 from metricjax.runtime import connection, watchdog
-wait_for = train.Meter.wait_for
+wait_for = loop.Meter.wait_for
 def wait_longer(meter, batches):
     time.sleep(0.06)
     return wait_for(meter, batches)
-train.Meter.wait_for = wait_longer
+loop.Meter.wait_for = wait_longer
 arguments = sys.argv[1:]
 for line in sys.stdin:
     workdir, out = line.split()

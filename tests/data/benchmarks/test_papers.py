@@ -19,7 +19,7 @@ from metricjax.data import open_dataset
 from metricjax.data.benchmarks import papers
 from metricjax.data.datasets import UnreadableImage
 from metricjax.errors import InputError
-from metricjax.run import open_data
+from metricjax.training.run import open_data
 
 KINDS = ("directory", "zip", "tar", "tar.gz")
 SIZE = (12, 10)

@@ -11,7 +11,6 @@ import optax
 import pytest
 
 from metricjax import models, optimizers
-from metricjax.checkpoints import Checkpoints
 from metricjax.data.transforms import TransformConfig
 from metricjax.inference.embedder import make_embed_step
 from metricjax.objectives import hierarchical_proxies
@@ -25,7 +24,8 @@ from metricjax.objectives.objective import (
 )
 from metricjax.optimizers import OptimizerConfig
 from metricjax.runtime import mesh
-from metricjax.step import (
+from metricjax.training.checkpoints import Checkpoints
+from metricjax.training.step import (
     init_params,
     init_state,
     make_train_step,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
-from metricjax.checkpoints import Checkpoints, digest
 from metricjax.runtime import mesh
-from metricjax.step import TrainState
+from metricjax.training.checkpoints import Checkpoints, digest
+from metricjax.training.step import TrainState
 
 
 def make_state(step, devices=8, size=64):

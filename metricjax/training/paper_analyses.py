@@ -22,7 +22,7 @@ from metricjax.models import cgd, pooling
 from metricjax.models.embedder import ModelConfig
 from metricjax.reports import studies
 from metricjax.reports.studies import Study
-from metricjax.run import Run
+from metricjax.training.run import Run
 
 # Images that are looked into, images whose similarities are counted, classes whose
 # distances are drawn, proxies in the plane.

@@ -13,13 +13,14 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from metricjax import models, optimizers, step
+from metricjax import models, optimizers
 from metricjax.config.schema import RunConfig
 from metricjax.models.cost import forward_multiply_adds, multiply_adds
 from metricjax.objectives import objective as objectives
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.objectives.objective import Losses
 from metricjax.runtime import mesh as meshes
+from metricjax.training import step
 
 
 @dataclass(frozen=True, eq=False)

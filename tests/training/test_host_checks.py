@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from metricjax import agreement
 from metricjax.config.schema import RunConfig
 from metricjax.data.datasets import Dataset, Split
 from metricjax.errors import InputError
 from metricjax.objectives.objective import ObjectiveConfig, Term
 from metricjax.runtime import exchange
+from metricjax.training import host_checks
 
 CONFIG = RunConfig(ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.2})}))
 
@@ -28,7 +28,7 @@ def told_of(monkeypatch, topic, *changes):
 
     monkeypatch.setattr(exchange, "gather", gather)
     with pytest.raises(InputError) as caught:
-        agreement.check_same(CONFIG, dataset())
+        host_checks.check_same(CONFIG, dataset())
     return str(caught.value)
 
 
@@ -54,7 +54,7 @@ def test_which_host_differs_in_what(monkeypatch, topic, change, words):
 
 def test_data_that_differ_have_other_digests():
     digests = {
-        agreement._digest_of_data(data)
+        host_checks._digest_of_data(data)
         for data in (
             dataset(),
             dataset(names=("a", "c")),
@@ -64,9 +64,9 @@ def test_data_that_differ_have_other_digests():
         )
     }
     assert len(digests) == 5
-    assert agreement._digest_of_data(dataset()) in digests
+    assert host_checks._digest_of_data(dataset()) in digests
     moved = dataset(names=("/there/a", "/there/b"), fingerprint="1")
-    assert agreement._digest_of_data(moved) in digests
+    assert host_checks._digest_of_data(moved) in digests
 
 
 def test_settings_that_a_host_may_have_for_itself(monkeypatch):
@@ -76,7 +76,7 @@ def test_settings_that_a_host_may_have_for_itself(monkeypatch):
         "gather",
         lambda topic, facts: seen.setdefault(topic, [("host 0", facts)]),
     )
-    agreement.check_same(CONFIG, dataset())
+    host_checks.check_same(CONFIG, dataset())
     settings = seen["settings"][0][1]
     assert "seed" in settings and "data.name" in settings
     assert "data.root" not in settings and "data.threads" not in settings
@@ -84,6 +84,6 @@ def test_settings_that_a_host_may_have_for_itself(monkeypatch):
 
 def test_one_host_has_nothing_to_agree_on(tmp_path):
     assert exchange.gather("topic", 1) == [("host 0", 1)]
-    agreement.check_same(CONFIG, dataset())
-    agreement.check_shared(tmp_path)
+    host_checks.check_same(CONFIG, dataset())
+    host_checks.check_shared(tmp_path)
     assert list(tmp_path.iterdir()) == []

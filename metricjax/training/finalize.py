@@ -9,18 +9,19 @@ from pathlib import Path
 
 import jax
 
-from metricjax import analyses, explore, outcomes
-from metricjax.checkpoints import digest
+from metricjax import explore, outcomes
 from metricjax.config.parsing import to_dict
 from metricjax.errors import disk_errors
 from metricjax.inference import evaluate_split, verify_split
-from metricjax.journal import read_history
 from metricjax.models import pretrained
 from metricjax.reports import page
-from metricjax.run import Run
 from metricjax.runtime import mesh
-from metricjax.step import TrainState
 from metricjax.storage.atomic import write_atomically, written_whole
+from metricjax.training import paper_analyses
+from metricjax.training.checkpoints import digest
+from metricjax.training.metric_writer import read_history
+from metricjax.training.run import Run
+from metricjax.training.step import TrainState
 from metricjax.wording import counted
 
 
@@ -141,7 +142,7 @@ def _pages(run, embedded, per_query, learnt, verification, results, history) -> 
         threads=config.data.threads,
     )
     queries = evaluate_split.sample_queries(trained, test, config.seed)
-    found = analyses.of_run(run, *learnt, trained, queries, results)
+    found = paper_analyses.of_run(run, *learnt, trained, queries, results)
     with disk_errors(report):
         page.write(
             report,

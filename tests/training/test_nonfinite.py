@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from metricjax import command_line, diagnosis
-from metricjax.run import Run
+from metricjax import command_line
+from metricjax.training import nonfinite
+from metricjax.training.run import Run
 
 KERNEL = ("backbone", "down0", "kernel")
 SGD = ["optimizer.method=sgd"]
@@ -31,7 +32,7 @@ def open_run(tiny, directory, *overrides):
 def look(run, state, batch, saved=0):
     """What is said of the step that comes after the state."""
     frozen = state.replace(step=-1 - state.step)
-    error = diagnosis.not_finite(run, frozen, batch, saved)
+    error = nonfinite.not_finite(run, frozen, batch, saved)
     assert "\n" not in str(error)
     return str(error)
 

@@ -6,11 +6,11 @@ import os
 
 import pytest
 
-from metricjax import workdir
 from metricjax.config.parsing import to_dict
 from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError
 from metricjax.objectives.objective import ObjectiveConfig, Term
+from metricjax.training import workdir
 
 CONFIG = RunConfig(ObjectiveConfig({"triplet": Term(1.0, {"margin": 0.2})}))
 

@@ -8,12 +8,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from metricjax import detectors
 from metricjax.config.schema import RunConfig
-from metricjax.detectors import Collapse, Lasting, NoGradient, Recompilation, Starvation
 from metricjax.errors import InputError
 from metricjax.models import ModelConfig
 from metricjax.objectives.objective import ObjectiveConfig, Term, check_gradients
+from metricjax.training import monitors
+from metricjax.training.monitors import (
+    Collapse,
+    Lasting,
+    NoGradient,
+    Recompilation,
+    Starvation,
+)
 
 STEPS = range(20, 401, 20)
 
@@ -92,11 +98,11 @@ def test_where_triplet_losses_rest():
         "softmax": Term(1.0),
     }
     one = RunConfig(ObjectiveConfig(terms))
-    assert detectors.resting_values(one) == {"triplet": math.log(2), "ee_triplet": 0.4}
+    assert monitors.resting_values(one) == {"triplet": math.log(2), "ee_triplet": 0.4}
     several = RunConfig(
         ObjectiveConfig({"triplet": Term()}), model=ModelConfig(head="abe", learners=4)
     )
-    assert detectors.resting_values(several) == {"triplet": pytest.approx(0.4)}
+    assert monitors.resting_values(several) == {"triplet": pytest.approx(0.4)}
 
 
 def test_a_group_without_gradient():
@@ -195,14 +201,14 @@ def test_the_log_of_jax_is_left_as_it_was(caplog):
 # backbone is cut off.
 DISTURB = """
 import time, jax, numpy
-from metricjax import train
+from metricjax.training import loop
 from metricjax.data import pipeline
 from metricjax.models.cgd import CGD
 describe = CGD._describe
 def cut_off(self, letter, features):
     return describe(self, letter, jax.lax.stop_gradient(features))
 CGD._describe = cut_off
-validate, following = train._validate, pipeline.Batches.__next__
+validate, following = loop._validate, pipeline.Batches.__next__
 @jax.jit
 def helper(x):
     return x + 1
@@ -213,7 +219,7 @@ def with_helper(run, state, done, journal):
     helper(numpy.zeros(done, numpy.float32))
     return validate(run, state, done, journal)
 pipeline.Batches.__next__ = late
-train._validate = with_helper
+loop._validate = with_helper
 """
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from metricjax import train
 from metricjax.comparison import METRICS, Estimate
 from metricjax.comparison_table import TITLES, markdown, plain
 from metricjax.config.schema import RunConfig
@@ -24,9 +23,10 @@ from metricjax.inference import evaluate_split
 from metricjax.inference.embedder import Embedded
 from metricjax.inference.trained_model import Trained
 from metricjax.outcomes import digest_of_images
-from metricjax.run import open_data
 from metricjax.runtime import exchange
 from metricjax.storage.directories import open_place
+from metricjax.training import loop
+from metricjax.training.run import open_data
 
 # Of each fold, in the summary beside its metrics.
 _KEPT = ("selected_step", "validation", "queries", "parameters_sha256")
@@ -59,7 +59,7 @@ def train_folds(config: RunConfig, workdir: Path | str, name: str) -> bool:
         data = dataclasses.replace(config.data, fold=number)
         place = address if isinstance(workdir, str) else Path(address)
         fold = dataclasses.replace(config, data=data)
-        if not train.train(fold, place, f"{name}, fold {number}"):
+        if not loop.train(fold, place, f"{name}, fold {number}"):
             return False
     exchange.gather("folds", None)  # The first host is the last to have written.
     _summarize(config, workdir, name, addresses, say)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import jax
 
-from metricjax import agreement, bucket, step
 from metricjax.config.schema import RunConfig
 from metricjax.data import pipeline
-from metricjax.finishing import finish
 from metricjax.inference import evaluate_split
-from metricjax.journal import Journal
-from metricjax.meter import Meter
-from metricjax.run import Run
 from metricjax.runtime import mesh
-from metricjax.workdir import claim
+from metricjax.training import host_checks, remote_workdir, step
+from metricjax.training.finalize import finish
+from metricjax.training.metric_writer import Journal
+from metricjax.training.run import Run
+from metricjax.training.step_metrics import Meter
+from metricjax.training.workdir import claim
 
 
 def train(config: RunConfig, workdir: Path | str, name: str) -> bool:
@@ -38,7 +38,7 @@ def train(config: RunConfig, workdir: Path | str, name: str) -> bool:
     """
     began = time.perf_counter()
     say = print if jax.process_index() == 0 else _silent
-    with bucket.opened(workdir, config, say) as place:
+    with remote_workdir.opened(workdir, config, say) as place:
         finished = _train(config, place, name, began, say)
         if finished:
             place.finish()
@@ -47,7 +47,7 @@ def train(config: RunConfig, workdir: Path | str, name: str) -> bool:
 
 def _train(config, place, name, began, say) -> bool:
     run, workdir = Run.open(config, place.path), place.path
-    agreement.check_same(config, run.dataset)
+    host_checks.check_same(config, run.dataset)
     first = jax.process_index() == 0
     run.introduce(say)
     floor = evaluate_split.pixel_floor(run.dataset.test, run.transform, run.skipped)
@@ -55,7 +55,7 @@ def _train(config, place, name, began, say) -> bool:
     if first:
         claim(workdir, config)
         place.push()
-    agreement.check_shared(place.address)
+    host_checks.check_shared(place.address)
     with place.checkpoints(config.evaluation.select_by) as checkpoints:
         restored = checkpoints.restore_latest(run.abstract_state, say)
         start, state = restored or (0, run.init_state())

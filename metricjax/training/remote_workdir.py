@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 
-from metricjax.checkpoints import Checkpoints
 from metricjax.config.identity import check_config
 from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError, disk_errors
@@ -28,6 +27,7 @@ from metricjax.storage import user_cache
 from metricjax.storage.atomic import locked
 from metricjax.storage.bucket import Store
 from metricjax.storage.directories import local_path
+from metricjax.training.checkpoints import Checkpoints
 
 _CHECKPOINTS = "checkpoints"
 # What a run that goes on reads, besides its checkpoints.

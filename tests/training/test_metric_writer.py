@@ -8,7 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from metricjax.errors import InputError
-from metricjax.journal import Clock, Journal, duration, keep_until, read_history
+from metricjax.training.metric_writer import (
+    Clock,
+    Journal,
+    duration,
+    keep_until,
+    read_history,
+)
 
 
 def lines_of(path):
@@ -148,7 +154,7 @@ def test_tensorboard_files(tmp_path):
 def test_tensorboard_files_of_a_resumed_run(tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX")
     write_run(tmp_path, [1, 2, 3])
-    monkeypatch.setattr("metricjax.journal.os.getpid", lambda: 1)
+    monkeypatch.setattr("metricjax.training.metric_writer.os.getpid", lambda: 1)
     write_run(tmp_path, [2, 3], start=1)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
@@ -190,7 +196,9 @@ def test_without_tensorboard(tmp_path, monkeypatch):
 
 def test_the_clock_counts_images_and_waiting(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("metricjax.journal.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(
+        "metricjax.training.metric_writer.time.perf_counter", lambda: now[0]
+    )
     clock = Clock()
     clock.waited(0.5, 64)
     clock.waited(0.5, 64)

@@ -20,7 +20,7 @@ from metricjax import command_line, models, outcomes
 from metricjax.config.parsing import from_config_dict
 from metricjax.evaluation import by_class
 from metricjax.models import cost, pretrained
-from metricjax.run import Run
+from metricjax.training.run import Run
 
 SETTINGS = tiny_module.SETTINGS
 
@@ -195,8 +195,8 @@ def test_selected_on_test_is_stamped(tiny, tmp_path):
 JUDGE_THE_BEST = """
 import json, sys
 from metricjax import command_line
-from metricjax.checkpoints import Checkpoints
-from metricjax.run import Run
+from metricjax.training.checkpoints import Checkpoints
+from metricjax.training.run import Run
 options = command_line.parse(sys.argv[1:])
 run = Run.open(options.config, options.workdir)
 with Checkpoints(options.workdir / "checkpoints", "map@r") as checkpoints:
@@ -283,7 +283,7 @@ def test_a_lost_report_is_written_again(tiny, tmp_path):
 # Each sends a signal to its own process at a definite moment of the run.
 SEND = """
 import os, signal
-from metricjax import journal, checkpoints, finishing, train
+from metricjax.training import checkpoints, finalize, loop, metric_writer
 def at(module, name, wanted, moment):
     real, seen = getattr(module, name), [0]
     def send():
@@ -302,11 +302,11 @@ def at(module, name, wanted, moment):
     setattr(module, name, function)
 {call}
 """
-LINE = """at(journal.Journal, "record",
+LINE = """at(metric_writer.Journal, "record",
    lambda self, step, kind, values: step == {} and kind == "train", "after")"""
 SAVE = """at(checkpoints.Checkpoints, "save",
    lambda self, step, *rest: step == {}, "{}")"""
-VALIDATE = 'at(train, "_validate", lambda *args: args[2] == 20, "{}")'
+VALIDATE = 'at(loop, "_validate", lambda *args: args[2] == 20, "{}")'
 # Where the run may go on: checkpoints, of every fifth step, are written behind the
 # steps, so that on a busy machine a kill can meet the two before it unwritten.
 MOMENTS = {
@@ -316,10 +316,10 @@ MOMENTS = {
     "while saving": ({5, 10, 15}, SAVE.format(15, "after")),
     "before validation": ({5, 10, 15}, VALIDATE.format("before")),
     "after validation": ({5, 10, 15}, VALIDATE.format("after")),
-    "before the results": ({30}, 'at(train, "finish", lambda *_: True, "before")'),
+    "before the results": ({30}, 'at(loop, "finish", lambda *_: True, "before")'),
     "before the report": (
         {30},
-        'at(finishing.page, "write", lambda *_, **__: True, "before")',
+        'at(finalize.page, "write", lambda *_, **__: True, "before")',
     ),
 }
 

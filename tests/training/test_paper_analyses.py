@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from metricjax import analyses, command_line
+from metricjax import command_line
 from metricjax.inference import evaluate_split
 from metricjax.models import cgd, pooling
 from metricjax.reports import page
-from metricjax.run import Run
 from metricjax.runtime import mesh
+from metricjax.training import paper_analyses
+from metricjax.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -54,13 +55,13 @@ def shares_of_the_formula(letter, p):
 
 @pytest.mark.parametrize("letter", sorted(set(cgd.DESCRIPTORS) - {"R"}))
 def test_shares_of_positions(letter):
-    got = np.asarray(analyses.position_shares(letter, FEATURES, 2.5))
+    got = np.asarray(paper_analyses.position_shares(letter, FEATURES, 2.5))
     np.testing.assert_allclose(got.sum(axis=(1, 2)), 1.0, rtol=1e-5)
     np.testing.assert_allclose(got, shares_of_the_formula(letter, 2.5), rtol=2e-4)
 
 
 def test_nothing_in_the_map_has_no_shares():
-    got = analyses.position_shares("S", np.zeros((1, 2, 2, 3), np.float32))
+    got = paper_analyses.position_shares("S", np.zeros((1, 2, 2, 3), np.float32))
     np.testing.assert_array_equal(got, np.zeros((1, 2, 2)))
 
 
@@ -69,7 +70,9 @@ def test_pairs_of_learners_and_images_are_counted_once():
     labels = np.array([0, 0, 0, 1, 1, 2])
     rows = rng.normal(size=(6, 3, 4))
     rows[:, 2] = rows[:, 1]  # two learners that have learnt the same
-    counts = analyses.learner_similarities(rows.reshape(6, 12), labels, learners=3)
+    counts = paper_analyses.learner_similarities(
+        rows.reshape(6, 12), labels, learners=3
+    )
     unit = rows / np.linalg.norm(rows, axis=2, keepdims=True)
     expected = {"self": [[] for _ in range(3)], "positive": [], "negative": []}
     for learner in range(3):
@@ -97,7 +100,7 @@ def test_pairs_of_learners_and_images_are_counted_once():
 def test_shortest_distances_between_pairs(points, normalize):
     rows = np.random.default_rng(1).normal(size=(5, 2, 6))
     rows = (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float32)
-    got = analyses.shortest_distances(rows, points, normalize)
+    got = paper_analyses.shortest_distances(rows, points, normalize)
     for a in range(5):
         assert np.isnan(got[a, a])
         for b in range(5):
@@ -185,7 +188,7 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
             embedded, test, config.evaluation, config.model.ensemble
         )
     learnt = mesh.to_host((state.variables, state.proxies, state.objective))
-    found = analyses.of_run(run, *learnt, embedded, np.arange(6), results)
+    found = paper_analyses.of_run(run, *learnt, embedded, np.arange(6), results)
     assert [study.title for study in found] == titles
     html = page.render(
         results=results, history=[], config={}, galleries={}, image=test.read,
@@ -199,5 +202,5 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
         assert "in group 1 of level 2" in html and "in group 2 of level 2" in html
         before = run.init_state()
         learnt = mesh.to_host((before.variables, before.proxies, before.objective))
-        found = analyses.of_run(run, *learnt, embedded, np.arange(6), results)
+        found = paper_analyses.of_run(run, *learnt, embedded, np.arange(6), results)
         assert "Classes in groups" not in [study.title for study in found]

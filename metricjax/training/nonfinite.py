@@ -15,13 +15,13 @@ import numpy as np
 import optax
 from jax import lax
 
-from metricjax import accumulation, step
 from metricjax.config.schema import RunConfig
 from metricjax.data import transforms
 from metricjax.errors import InputError
-from metricjax.run import Run
 from metricjax.runtime import mesh
-from metricjax.step import TrainState
+from metricjax.training import microbatching, step
+from metricjax.training.run import Run
+from metricjax.training.step import TrainState
 
 # In the order of the computation: what an array is called, and whether it is finite.
 Found = Iterable[tuple[str, jax.Array]]
@@ -165,7 +165,7 @@ def _forward(run, state, batch, root_key) -> Found:
     if parts == 1:
         sown = of_part(images)
     else:
-        sown = lax.map(of_part, accumulation.in_parts(images, parts, run.mesh))
+        sown = lax.map(of_part, microbatching.in_parts(images, parts, run.mesh))
     for path in dict.fromkeys(order):
         of_module = sown
         for name in path:

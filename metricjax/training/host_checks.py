@@ -105,7 +105,7 @@ def _digest_of_data(dataset: Dataset) -> str:
 
 def digest_of_code() -> dict[str, str]:
     """A digest of each file of this package."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return {
         str(path.relative_to(package)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(package.rglob("*.py"))

@@ -6,7 +6,7 @@ import pytest
 
 from metricjax import command_line, models
 from metricjax.models import pretrained
-from metricjax.run import Run
+from metricjax.training.run import Run
 
 
 @pytest.mark.parametrize("head", ["cgd", "abe"])

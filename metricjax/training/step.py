@@ -12,12 +12,12 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from metricjax import accumulation
 from metricjax.data import transforms
 from metricjax.models.output import Output
 from metricjax.models.pretrained import merge
 from metricjax.objectives import objective as objectives
 from metricjax.objectives.objective import Losses, ObjectiveConfig
+from metricjax.training import microbatching
 
 # Streams of randomness of a run, each folded into the root key.
 _INIT, _STEP, _PROXIES = 0, 1, 2
@@ -146,7 +146,7 @@ def make_train_step(
       mesh: the devices among which the batch is split; losses in blocks divide their
         anchors among them.
       parts: in how many turns the batch goes through the model, see
-        `accumulation.gradients`; the losses see it whole.
+        `microbatching.gradients`; the losses see it whole.
     """
 
     differentiate = make_gradients(model, config, transform, mesh, parts)
@@ -217,7 +217,7 @@ def make_gradients(
             )
             return value, (metrics, carried)
 
-        return accumulation.gradients(apply, judge, state.params, images, parts, mesh)
+        return microbatching.gradients(apply, judge, state.params, images, parts, mesh)
 
     return gradients
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metricjax import bucket, command_line, workdir
-from metricjax.checkpoints import Checkpoints
+from metricjax import command_line
 from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError
 from metricjax.objectives.objective import ObjectiveConfig, Term
 from metricjax.runtime import mesh
+from metricjax.training import remote_workdir, workdir
+from metricjax.training.checkpoints import Checkpoints
 
 fsspec = pytest.importorskip("fsspec")
 slow = pytest.mark.slow
@@ -67,7 +68,9 @@ def abstract_state():
 
 
 def opened(said=None):
-    return bucket.opened(ADDRESS, CONFIG, pytest.fail if said is None else said.append)
+    return remote_workdir.opened(
+        ADDRESS, CONFIG, pytest.fail if said is None else said.append
+    )
 
 
 def save(scores, first=1):
@@ -93,7 +96,7 @@ def restore(said=None):
 
 def test_a_local_workdir_is_left_as_it_is(tmp_path):
     for address in (tmp_path / "run", f"file://{tmp_path}/run"):
-        with bucket.opened(address, CONFIG, pytest.fail) as place:
+        with remote_workdir.opened(address, CONFIG, pytest.fail) as place:
             assert place.path == place.address == tmp_path / "run"
             place.push(), place.finish()
             assert place.shown(f"{place.path}/x") == f"{tmp_path}/run/x"
@@ -290,7 +293,7 @@ def test_an_address_with_a_stroke_too_few(tiny):
 
 KILL = """
 import os, signal
-from metricjax import bucket
+from metricjax.training import remote_workdir
 from metricjax.storage import bucket
 def at(module, name, wanted):
     real = getattr(module, name)

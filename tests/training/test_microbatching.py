@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metricjax import accumulation, losses
+from metricjax import losses
 from metricjax.runtime import mesh
+from metricjax.training import microbatching
 
 ROWS, WIDTH = 48, 6
 
@@ -43,7 +44,7 @@ def given():
 
 @pytest.fixture(scope="module")
 def whole(given):
-    return jax.jit(lambda p, x: accumulation.gradients(network, judge, p, x))(*given)
+    return jax.jit(lambda p, x: microbatching.gradients(network, judge, p, x))(*given)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6, 48])
@@ -54,7 +55,7 @@ def test_parts_and_devices_change_nothing(parts, count, given, whole):
     params, inputs = given
     devices = mesh.make_mesh(jax.devices()[:count])
     found = jax.jit(
-        lambda p, x: accumulation.gradients(network, judge, p, x, parts, devices),
+        lambda p, x: microbatching.gradients(network, judge, p, x, parts, devices),
         in_shardings=(mesh.replicated(devices), mesh.split(devices)),
         out_shardings=mesh.replicated(devices),
     )(params, inputs)
@@ -92,7 +93,7 @@ def test_rows_stay_on_their_devices(given):
 
     text = (
         jax.jit(
-            lambda p, x: accumulation.gradients(
+            lambda p, x: microbatching.gradients(
                 network, mean_of_squares, p, x, 3, devices
             ),
             in_shardings=(mesh.replicated(devices), mesh.split(devices)),
@@ -118,7 +119,7 @@ def test_batch_statistics_are_those_of_each_part():
     def total(params, outputs):
         return jnp.sum(jnp.sin(outputs)), outputs
 
-    found, statistics, outputs = accumulation.gradients(
+    found, statistics, outputs = microbatching.gradients(
         normalized, total, jnp.float32(2.0), rows, parts=3
     )
     parts = [rows[start::3] for start in range(3)]

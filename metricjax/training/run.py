@@ -11,8 +11,6 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from metricjax import step
-from metricjax.blueprint import Blueprint
 from metricjax.config.constraints import check_devices
 from metricjax.config.schema import RunConfig
 from metricjax.data import datasets, pipeline, splits, transforms
@@ -27,7 +25,9 @@ from metricjax.objectives import class_clustering, hierarchical_proxies
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.objectives.objective import Losses
 from metricjax.runtime import compilation_cache, mesh, program_costs
-from metricjax.workdir import check_owner
+from metricjax.training import step
+from metricjax.training.programs import Blueprint
+from metricjax.training.workdir import check_owner
 
 
 @dataclass(frozen=True)

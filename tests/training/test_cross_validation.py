@@ -57,12 +57,12 @@ def test_the_summary_is_of_all_folds(finished):
 
 def test_embeddings_are_joined_side_by_side(finished, tiny, monkeypatch):
     monkeypatch.chdir(tiny.directory)
-    from metricjax import folds
-    from metricjax.run import open_data
+    from metricjax.training import cross_validation
+    from metricjax.training.run import open_data
 
     runs = [Trained.open(finished[0] / f"fold{number}") for number in range(2)]
     dataset = open_data(runs[0].config)
-    joined = folds._side_by_side(runs, dataset).embeddings
+    joined = cross_validation._side_by_side(runs, dataset).embeddings
     np.testing.assert_allclose(np.linalg.norm(joined, axis=1), 1, atol=1e-5)
     alone = [run.embed(dataset.test).embeddings for run in runs]
     mean = sum(rows @ rows.T for rows in alone) / 2
@@ -73,13 +73,13 @@ def test_embeddings_are_joined_side_by_side(finished, tiny, monkeypatch):
 def test_a_stopped_fold_is_gone_on_with(tiny, finished):
     workdir = tiny.directory / "stopped_folds"
     stop = FOLDS + (
-        "import os, signal\nfrom metricjax import journal\n"
-        "say = journal.Journal.validated\n"
+        "import os, signal\nfrom metricjax.training import metric_writer\n"
+        "say = metric_writer.Journal.validated\n"
         "def validated(self, step, *rest):\n"
         "    say(self, step, *rest)\n"
         "    if 'fold1' in str(self._path) and step == 2:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "journal.Journal.validated = validated\n"
+        "metric_writer.Journal.validated = validated\n"
     )
     result = tiny.run(workdir, *SETTINGS, before=stop)
     assert result.returncode == 0, result.stderr

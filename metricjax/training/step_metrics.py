@@ -4,13 +4,14 @@ import time
 
 import jax
 
-from metricjax import detectors, diagnosis, optimizers
+from metricjax import optimizers
 from metricjax.data import pipeline
-from metricjax.journal import Clock, Journal
 from metricjax.objectives import objective
-from metricjax.run import Run
 from metricjax.runtime import mesh
-from metricjax.step import TrainState
+from metricjax.training import monitors, nonfinite
+from metricjax.training.metric_writer import Clock, Journal
+from metricjax.training.run import Run
+from metricjax.training.step import TrainState
 
 
 class Meter:
@@ -33,13 +34,13 @@ class Meter:
         self._first = {start + 1, hierarchy.warmup + 1 if hierarchy else 0}
         rates = run.config.optimizer.group_rates
         groups = run.abstract_state.variables["params"]
-        self._starvation = detectors.Starvation()
+        self._starvation = monitors.Starvation()
         self._detectors = [
-            detectors.Collapse(detectors.resting_values(run.config)),
-            *(detectors.NoGradient(g) for g in groups if rates.get(g, 1.0)),
+            monitors.Collapse(monitors.resting_values(run.config)),
+            *(monitors.NoGradient(g) for g in groups if rates.get(g, 1.0)),
             self._starvation,
         ]
-        self._recompilation = detectors.Recompilation()
+        self._recompilation = monitors.Recompilation()
         self._began = time.perf_counter()
         self._clock = Clock()
 
@@ -90,7 +91,7 @@ class Meter:
         finite, _ = mesh.to_host(metrics.pop("finite"))
         if not finite:
             self._journal.say(f"step {done} is not finite; looking into it")
-            raise diagnosis.not_finite(self._run, self._state, batch, self._saved)
+            raise nonfinite.not_finite(self._run, self._state, batch, self._saved)
         if done in self._first:
             objective.check_gradients(mesh.to_host(metrics))
         if done % self._config.log_every and done != self._config.steps:
