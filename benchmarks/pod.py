@@ -29,8 +29,9 @@ import pod_retrieval
 import pod_scaling
 from jax.sharding import NamedSharding, PartitionSpec
 
-from metricjax import chips, losses
+from metricjax import losses
 from metricjax.losses import Tiling
+from metricjax.planning import hardware
 from metricjax.training.programs import Blueprint
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute")
@@ -145,7 +146,7 @@ def _table(options):
         return pod_scaling.losses_alone(options.cells)
     if options.retrieval:
         return pod_retrieval.table(options.cells)
-    mesh = chips.topology(options.topology).mesh
+    mesh = hardware.topology(options.topology).mesh
     return steps(options, mesh) if options.steps else pair_losses(options, mesh)
 
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from metricjax import chips
 from metricjax.config import schema
 from metricjax.evaluation import neighbors
+from metricjax.planning import hardware
 from metricjax.runtime import mesh as meshes
 from metricjax.runtime import program_costs
 
@@ -51,14 +51,14 @@ def table(cells=None):
 
 def row(topology, images, k):
     """A line of that table."""
-    place = chips.topology(topology)
+    place = hardware.topology(topology)
     mesh, figures = place.mesh, place.figures
     block = BLOCK * mesh.size
     began = time.perf_counter()
     program = lowered(mesh, images, k).compile()
     seconds = time.perf_counter() - began
     flops = 2.0 * BLOCK * images * DIM
-    found = chips.expected(
+    found = hardware.expected(
         figures,
         schema.PlanConfig.utilization,
         flops=flops,

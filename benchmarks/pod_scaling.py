@@ -10,10 +10,10 @@ from pathlib import Path
 
 import jax
 
-from metricjax import chips
 from metricjax.config.parsing import from_config_dict
 from metricjax.objectives import objective
 from metricjax.objectives.hierarchical_proxies import Classes
+from metricjax.planning import hardware
 from metricjax.runtime import mesh as meshes
 from metricjax.runtime import program_costs
 from metricjax.training.programs import Blueprint
@@ -73,7 +73,7 @@ def steps(cells=None):
     yield "|" + "---|" * 14
     for number in range(len(CELLS)) if cells is None else cells:
         topology, batch, changes = CELLS[number]
-        yield step_row(chips.topology(topology), settings(batch, **changes), changes)
+        yield step_row(hardware.topology(topology), settings(batch, **changes), changes)
 
 
 def step_row(place, config, changes):
@@ -87,7 +87,7 @@ def step_row(place, config, changes):
     sent = program_costs.traffic(program.as_text(), count)
     alone = objective_alone(blueprint)
     of_losses = program_costs.traffic(alone.as_text(), count)
-    found = chips.expected(
+    found = hardware.expected(
         place.figures,
         config.plan.utilization,
         flops=flops,
@@ -135,13 +135,13 @@ def losses_alone(cells=None):
 
 def loss_row(topology, batch, block):
     """A line of that table; the step around it is taken at its products' time."""
-    place = chips.topology(topology)
+    place = hardware.topology(topology)
     blueprint = Blueprint(settings(batch, block_size=block), CLASSES, place.mesh)
     count, began = place.mesh.size, time.perf_counter()
     program = objective_alone(blueprint)
     seconds = time.perf_counter() - began
     sent = program_costs.traffic(program.as_text(), count)
-    found = chips.expected(
+    found = hardware.expected(
         place.figures,
         blueprint.config.plan.utilization,
         flops=blueprint.step_flops() / count,

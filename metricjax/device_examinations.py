@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metricjax import chips
 from metricjax.errors import InputError
 from metricjax.examinations import (
     FAILED,
@@ -24,6 +23,7 @@ from metricjax.examinations import (
     brief,
     version,
 )
+from metricjax.planning import hardware
 from metricjax.runtime import compilation_cache, exchange
 from metricjax.runtime import mesh as meshes
 from metricjax.storage.directories import local_path
@@ -43,7 +43,7 @@ _TPUS = {"0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
 def devices() -> Finding:
     """What JAX computes on, and whether it passes over something better."""
     try:
-        found = chips.here().title
+        found = hardware.here().title
         backend = jax.default_backend()
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS")

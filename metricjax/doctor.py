@@ -84,7 +84,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Finding]:
     """The checks that need jax, in the same order on every host."""
-    from metricjax import chips, decoding_rate
+    from metricjax import decoding_rate
+    from metricjax.planning import hardware
 
     yield of_devices.hosts()
     devices = of_devices.devices()
@@ -104,7 +105,7 @@ def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Findin
     if options.data is not None:
         yield examinations.data(options.data)
     yield decoding_rate.examine()
-    yield examinations.memory(chips.free_memory())
+    yield examinations.memory(hardware.free_memory())
 
 
 def _of_another(host: str, findings: list[Finding]) -> list[Finding]:

@@ -79,7 +79,7 @@ def _run(arguments: list[str]) -> int:
 
     compilation_cache.use()
     if options.mode == "plan":
-        from metricjax import plan
+        from metricjax.planning import plan
 
         plan.plan(options.config, options.name)
         return 0

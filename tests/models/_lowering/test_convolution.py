@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax import lax
 
-from metricjax.chips import topology
 from metricjax.models._lowering import convolution
 from metricjax.models._lowering.convolution import convolve
+from metricjax.planning.hardware import topology
 
 # side, strides, padding, channels in, channels out
 CASES = {

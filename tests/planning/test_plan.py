@@ -9,15 +9,16 @@ import pytest
 from jax.sharding import Mesh
 from paths import CONFIGS
 
-from metricjax import chips, command_line, plan, room
-from metricjax.chips import Figures
+from metricjax import command_line
 from metricjax.errors import InputError
 from metricjax.models.cost import count_parameters
 from metricjax.objectives.hierarchical_proxies import Classes
+from metricjax.planning import batch_size, hardware, plan
+from metricjax.planning.hardware import Figures
+from metricjax.planning.timing import run_steps
 from metricjax.runtime import program_costs
 from metricjax.training.programs import Blueprint
 from metricjax.training.run import Run
-from metricjax.trial import run_steps
 
 
 def settings(tiny, *overrides):
@@ -80,8 +81,8 @@ def test_a_plan_for_memory_that_is_too_small(tiny, said, monkeypatch):
     asked = settings(tiny, *overrides, "data.transform.image_size=32")
     blueprint = Blueprint(command_line.parse(asked).config, Classes(16), one_device())
     need = program_costs.memory(blueprint.lower_train_step().compile()).total
-    small = chips.Place(blueprint.mesh, 0.7 * need, "a device of little memory")
-    monkeypatch.setattr(chips, "here", lambda: small)
+    small = hardware.Place(blueprint.mesh, 0.7 * need, "a device of little memory")
+    monkeypatch.setattr(hardware, "here", lambda: small)
     out = said(*asked)
     assert "time of a step: unknown" in out and "measured" not in out
     assert re.search("this batch would fit with .*micro_batch_size=32 \\(", out)
@@ -135,7 +136,7 @@ def test_what_a_plan_refuses(tiny, capsys, overrides, words):
 def test_without_the_compiler_of_tpus_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'metricjax\[plan\]'"):
-        chips.topology("v5e:4x4")
+        hardware.topology("v5e:4x4")
 
 
 def test_the_compiled_memory_is_what_steps_use(tiny, tmp_path, quick):
@@ -162,10 +163,10 @@ def test_expected_times():
     """By hand: 4 TFLOP/s at half the peak, 2 GB/s of memory, 1 GB/s between chips."""
     figures = Figures(flops=8e12, memory=1e9, bandwidth=2e9, interconnect=1e9)
     work = {"flops": 8e12, "loss_flops": 4e12, "sent": 5e8}
-    found = chips.expected(figures, 0.5, moved=2e9, **work)
+    found = hardware.expected(figures, 0.5, moved=2e9, **work)
     assert found.losses == 6.0 and found.products == 7.0
     assert found.memory == 1.0 and found.between == 0.5 and found.total == 7.5
-    assert chips.expected(figures, 0.5, moved=2e10, **work).total == 10.5
+    assert hardware.expected(figures, 0.5, moved=2e10, **work).total == 10.5
 
 
 def test_flops_count_every_turn_of_a_loop(tiny):
@@ -183,7 +184,9 @@ def test_flops_count_every_turn_of_a_loop(tiny):
     assert whole.step_flops() == pytest.approx(3 * forward, rel=0.2)
     assert 0 < whole.loss_flops() < whole.step_flops()
     parameters = count_parameters(whole.abstract_state.variables)
-    assert room.size_of(whole.abstract_state) == pytest.approx(12 * parameters, rel=0.1)
+    assert batch_size.size_of(whole.abstract_state) == pytest.approx(
+        12 * parameters, rel=0.1
+    )
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from metricjax import command_line, room
+from metricjax import command_line
 from metricjax.objectives.hierarchical_proxies import Classes
-from metricjax.room import Room
+from metricjax.planning import batch_size
+from metricjax.planning.batch_size import Room
 from metricjax.training.programs import Blueprint
 
 MIB = 2**20
@@ -131,7 +132,7 @@ def test_remedies(tiny):
 def test_what_batches_are_multiples_of(tiny):
     def multiple(devices, **settings):
         config = pretend(tiny, 0, None, **settings).blueprint.config
-        return room.batch_multiple(config, devices)
+        return batch_size.batch_multiple(config, devices)
 
     assert multiple(1) == 2 and multiple(4) == 8
     assert multiple(4, batch_size=48, micro_batch_size=12) == 24

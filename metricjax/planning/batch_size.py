@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from metricjax.chips import amount
 from metricjax.config.schema import RunConfig
 from metricjax.data.samplers.registry import OF_CLASSES
+from metricjax.planning.hardware import amount
 from metricjax.runtime import program_costs
 from metricjax.training.programs import Blueprint
 

@@ -14,18 +14,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from metricjax import chips
-from metricjax.chips import Place, amount
 from metricjax.config.constraints import check_devices
 from metricjax.config.schema import RunConfig
 from metricjax.data.benchmarks import papers
 from metricjax.data.datasets import Dataset, Split
 from metricjax.data.samplers.class_balanced import least_images
 from metricjax.data.samplers.registry import OF_CLASSES
-from metricjax.room import Room, size_of
+from metricjax.planning import hardware
+from metricjax.planning.batch_size import Room, size_of
+from metricjax.planning.hardware import Place, amount
+from metricjax.planning.timing import Trial, run_steps, search_seconds
 from metricjax.runtime import connection, mesh, program_costs, watchdog
 from metricjax.training.run import Run, open_data
-from metricjax.trial import Trial, run_steps, search_seconds
 from metricjax.wording import counted
 
 
@@ -40,11 +40,11 @@ def plan(config: RunConfig, name: str) -> None:
       InputError: whatever would end the run at its start.
     """
     if config.plan.topology:
-        place = chips.topology(config.plan.topology)
+        place = hardware.topology(config.plan.topology)
     else:
         connection.connect()
         mesh.keep_freed_memory()
-        place = chips.here()
+        place = hardware.here()
     with watchdog.watched(config.host_timeout):
         say = partial(print, flush=True) if jax.process_index() == 0 else _silent
         check_devices(config, place.mesh.size)
@@ -171,7 +171,7 @@ class _Plan:
         flops = self._flops / self._devices
         in_float32 = self._run.config.objective.matmul_dtype == "float32"
         utilization = self._run.config.plan.utilization
-        found = chips.expected(
+        found = hardware.expected(
             self._place.figures,
             utilization,
             flops=flops,
@@ -182,7 +182,7 @@ class _Plan:
         self._say(
             f"time of a step: {found.total:.3g} s, estimated, not measured, from "
             f"published figures: the longer of products {found.products:.3g} s (at an "
-            f"assumed {utilization:.0%} of the peak, float32 in {chips.PASSES} passes) "
+            f"assumed {utilization:.0%} of the peak, float32 in {hardware.PASSES} passes) "
             f"and memory {found.memory:.3g} s, and {found.between:.2g} s between chips"
         )
         return found.total
@@ -227,7 +227,7 @@ class _Plan:
         if self._place.figures is None:
             return search_seconds(dim, queries, gallery)
         rate = self._place.figures.flops * self._run.config.plan.utilization
-        return chips.PASSES * 2 * dim * queries * gallery / rate
+        return hardware.PASSES * 2 * dim * queries * gallery / rate
 
     def _tell_remedies(self, need: float, temporaries: float) -> None:
         tries, fitting = self._run.config.plan.compiles, []

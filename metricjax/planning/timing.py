@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from metricjax.chips import least
 from metricjax.evaluation import neighbors
+from metricjax.planning.hardware import least
 from metricjax.runtime import mesh as meshes
 from metricjax.training.run import Run
 
