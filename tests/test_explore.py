@@ -8,7 +8,8 @@ import exploring
 import numpy as np
 import pytest
 
-from metricjax import exploration, explore, layouts
+from metricjax import explore
+from metricjax.explorer import build, explorer_page, projections
 from metricjax.inference.embedder import Embedded
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -102,7 +103,7 @@ def test_mistakes_are_told_in_one_sentence(run, arguments, sentence):
 
 
 def test_a_map_that_cannot_be_made_is_refused_first(run, monkeypatch):
-    monkeypatch.setattr(layouts.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(projections.importlib.util, "find_spec", lambda name: None)
     code, said = run("--tsne")
     assert code == 2 and "scikit-learn" in said
 
@@ -117,11 +118,11 @@ def test_queries_apart_from_the_gallery(tmp_path):
     apart = np.arange(30) % 2 == 0
     split = exploring.split(is_query=apart, is_gallery=~apart)
     embedded = exploring.embedded(split)
-    per_query, notes = explore._judged(embedded, split)
+    per_query, notes = explorer_page.per_query_metrics(embedded, split)
     assert not notes and per_query["query"].tolist() == np.flatnonzero(apart).tolist()
     page = tmp_path / "explorer.html"
-    explore.write(page, embedded, split, per_query, title="x")
-    found = exploration.explore(embedded, split, per_query)
+    explorer_page.write(page, embedded, split, per_query, title="x")
+    found = build.explore(embedded, split, per_query)
     assert not apart[found.neighbors].any()
     np.testing.assert_array_equal(
         found.metrics["recall@1"], found.rank[found.queries] == 1
@@ -132,19 +133,19 @@ def test_queries_apart_from_the_gallery(tmp_path):
 def test_very_few_images(tmp_path, count):
     split = exploring.split(classes=2, images=2).subset(np.arange(count))
     embedded = exploring.embedded(split)
-    per_query, notes = explore._judged(embedded, split)
+    per_query, notes = explorer_page.per_query_metrics(embedded, split)
     page = tmp_path / "explorer.html"
-    explore.write(page, embedded, split, per_query, title="x", notes=notes)
+    explorer_page.write(page, embedded, split, per_query, title="x", notes=notes)
     assert facts(page)["total"] == count
 
 
 def test_a_sample_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(exploration, "MOST_IMAGES", 16)
+    monkeypatch.setattr(build, "MOST_IMAGES", 16)
     split = exploring.split(unreadable=range(3))
     embedded = exploring.embedded(split)
     values = exploring.per_query(split, embedded)
     page, ticks = tmp_path / "explorer.html", []
-    explore.write(
+    explorer_page.write(
         page, embedded, split, values, title="x", progress=lambda *at: ticks.append(at)
     )
     assert "15 of 30 images" in page.read_text() and facts(page)["total"] == 15
@@ -154,12 +155,14 @@ def test_a_sample_says_so(tmp_path, monkeypatch):
 def test_pictures_are_those_of_the_split(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        explore.sprites, "sheets", lambda count, read, *_: [_seen(count, read, seen)]
+        explorer_page.sprites,
+        "sheets",
+        lambda count, read, *_: [_seen(count, read, seen)],
     )
     split = exploring.split(unreadable=(4,))
     embedded = exploring.embedded(split)
     values = exploring.per_query(split, embedded)
-    explore.write(tmp_path / "a.html", embedded, split, values, title="x")
+    explorer_page.write(tmp_path / "a.html", embedded, split, values, title="x")
     assert [image is None for image in seen] == [n == 4 for n in range(30)]
     np.testing.assert_array_equal(seen[7], exploring.picture(7))
 
@@ -182,5 +185,5 @@ def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(ValueError, match="the disk is full"):
-        explore.write(page, embedded, split, values, title="x")
+        explorer_page.write(page, embedded, split, values, title="x")
     assert page.read_text() == "old" and len(list(tmp_path.iterdir())) == 1

@@ -182,8 +182,9 @@ class _Plan:
         self._say(
             f"time of a step: {found.total:.3g} s, estimated, not measured, from "
             f"published figures: the longer of products {found.products:.3g} s (at an "
-            f"assumed {utilization:.0%} of the peak, float32 in {hardware.PASSES} passes) "
-            f"and memory {found.memory:.3g} s, and {found.between:.2g} s between chips"
+            f"assumed {utilization:.0%} of the peak, float32 in {hardware.PASSES} "
+            f"passes) and memory {found.memory:.3g} s, and {found.between:.2g} s "
+            "between chips"
         )
         return found.total
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import jax
 
-from metricjax import explore, outcomes
+from metricjax import outcomes
 from metricjax.config.parsing import to_dict
 from metricjax.errors import disk_errors
+from metricjax.explorer import explorer_page
 from metricjax.inference import evaluate_split, verify_split
 from metricjax.models import pretrained
-from metricjax.reports import page
 from metricjax.runtime import mesh
 from metricjax.storage.atomic import write_atomically, written_whole
 from metricjax.training import paper_analyses
@@ -131,12 +131,12 @@ def _pages(run, embedded, per_query, learnt, verification, results, history) -> 
     test, config = run.dataset.test, run.config
     untrained, trained = embedded
     explorer, report = run.workdir / "explorer.html", run.workdir / "report.html"
-    explore.write(
+    explorer_page.write(
         explorer,
         trained,
         test,
         per_query,
-        title=explore.title_of(config.data.root, run.dataset.name),
+        title=explorer_page.title_of(config.data.root, run.dataset.name),
         seed=config.seed,
         report=report.name,
         threads=config.data.threads,

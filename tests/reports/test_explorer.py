@@ -11,7 +11,7 @@ import exploring
 import numpy as np
 import pytest
 
-from metricjax import exploration
+from metricjax.explorer import build
 from metricjax.reports import explorer, sprites
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -20,9 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 def render(split=None, *, unreadable=(), title="shapes", **options):
     split = split or exploring.split(unreadable=unreadable)
     embedded = exploring.embedded(split, unreadable=unreadable)
-    explored = exploration.explore(
-        embedded, split, exploring.per_query(split, embedded)
-    )
+    explored = build.explore(embedded, split, exploring.per_query(split, embedded))
     sheets = sprites.sheets(len(split), exploring.picture, 64)
     return explored, explorer.render(explored, sheets, title=title, side=64, **options)
 

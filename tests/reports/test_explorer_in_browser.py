@@ -4,7 +4,7 @@ import exploring
 import numpy as np
 import pytest
 
-from metricjax import exploration
+from metricjax.explorer import build
 from metricjax.reports import explorer, sprites
 
 VIEWS = ("map", "queries", "classes", "confusions", "similarities")
@@ -18,7 +18,7 @@ def shown():
     )
     embedded = exploring.embedded(split, unreadable=(3,))
     values = exploring.per_query(split, embedded)
-    return exploration.explore(embedded, split, values)
+    return build.explore(embedded, split, values)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """A split's embeddings seen from every image: what the explorer shows.
 
-Neighbours of every image, where the first right one stands, and maps; `likeness` has
-what is known of pairs. Arrays only; `reports.explorer` makes a page of them.
+Neighbours of every image, where the first right one stands, and maps;
+`class_similarity` has what is known of pairs. Arrays only; `reports.explorer` makes a
+page of them.
 """
 
 from collections.abc import Mapping
@@ -9,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from metricjax import layouts, likeness
 from metricjax.data.datasets import Split
 from metricjax.evaluation import neighbors
+from metricjax.explorer import class_similarity, projections
 from metricjax.inference.embedder import Embedded
 from metricjax.reports.explorer import Explored, Map
 
@@ -58,7 +59,7 @@ def explore(
     similarities, nearest = walks(embedded, gallery)
     rank, right, right_similarity = first_right(embedded, labels, gallery, nearest)
     queries = np.asarray(per_query["query"])
-    found = likeness.confusions(labels, queries, nearest[:, 0])
+    found = class_similarity.confusions(labels, queries, nearest[:, 0])
     right_at_once = per_query.get(
         "recall@1", labels[nearest[queries, 0]] == labels[queries]
     )
@@ -80,8 +81,8 @@ def explore(
         right=right,
         right_similarity=right_similarity,
         confusions=found,
-        histogram=likeness.pair_histogram(embedded, labels, gallery, seed),
-        heat=likeness.heat(embedded, labels, found),
+        histogram=class_similarity.pair_histogram(embedded, labels, gallery, seed),
+        heat=class_similarity.heat(embedded, labels, found),
         maps=_maps(embedded, nearest, similarities, seed, tsne),
     )
 
@@ -190,9 +191,9 @@ def _maps(embedded, nearest, similarities, seed, tsne) -> tuple[Map, ...]:
         everywhere[readable] = points
         return Map(title, text, everywhere)
 
-    plane, shares = layouts.pca(rows)
+    plane, shares = projections.pca(rows)
     near = np.where(nearest >= 0, place[nearest], -1)[readable]
-    drawn = layouts.neighbor_graph(near, similarities[readable], plane, seed)
+    drawn = projections.neighbor_graph(near, similarities[readable], plane, seed)
     found = [
         placed(
             "Neighbours",
@@ -210,5 +211,5 @@ def _maps(embedded, nearest, similarities, seed, tsne) -> tuple[Map, ...]:
     ]
     if tsne and len(rows) > 3:
         text = "What lies together is alike, the distance between groups says little."
-        found.append(placed("t-SNE", text, layouts.tsne(rows, seed)))
+        found.append(placed("t-SNE", text, projections.tsne(rows, seed)))
     return tuple(found)

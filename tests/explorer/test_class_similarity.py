@@ -4,7 +4,7 @@ import exploring
 import numpy as np
 import pytest
 
-from metricjax import likeness
+from metricjax.explorer import class_similarity
 from metricjax.inference.embedder import Embedded
 
 
@@ -21,7 +21,7 @@ def embedded(split):
 def test_confusions_are_counted_either_way(split, embedded):
     labels = split.labels
     nearest = exploring.matrix(embedded, exploring.roles(split, "all")).argmax(axis=1)
-    found = likeness.confusions(labels, np.arange(30), nearest)
+    found = class_similarity.confusions(labels, np.arange(30), nearest)
     table = np.zeros((6, 6), int)
     np.add.at(table, (labels, labels[nearest]), 1)
     assert found.queries == table.sum() - np.trace(table) > 3
@@ -40,7 +40,7 @@ def test_confusions_are_counted_either_way(split, embedded):
 
 def test_nothing_is_confused():
     labels = np.array([0, 0, 1, 1])
-    found = likeness.confusions(labels, np.arange(4), np.array([1, 0, 3, 2]))
+    found = class_similarity.confusions(labels, np.arange(4), np.array([1, 0, 3, 2]))
     assert found.total == found.queries == 0
     assert found.pairs.shape == (0, 2) and found.examples.shape[0] == 0
 
@@ -51,7 +51,7 @@ def test_pairs_by_similarity(split, embedded, kind, crowd):
     rows = embedded.embeddings + np.float32(crowd)  # All nearly alike.
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     embedded, gallery = Embedded(rows, embedded.valid), exploring.roles(split, kind)
-    found = likeness.pair_histogram(embedded, split.labels, gallery, seed=0)
+    found = class_similarity.pair_histogram(embedded, split.labels, gallery, seed=0)
     products = exploring.matrix(embedded, gallery)
     same = split.labels[:, None] == split.labels
     values = [products[side & np.isfinite(products)] for side in (same, ~same)]
@@ -69,17 +69,17 @@ def test_pairs_by_similarity(split, embedded, kind, crowd):
 
 
 def test_many_images_are_sampled_for_it(split, embedded, monkeypatch):
-    monkeypatch.setattr(likeness, "_COUNTED", 7)
+    monkeypatch.setattr(class_similarity, "_COUNTED", 7)
     gallery = exploring.roles(split, "all")
-    found = likeness.pair_histogram(embedded, split.labels, gallery, seed=0)
+    found = class_similarity.pair_histogram(embedded, split.labels, gallery, seed=0)
     assert (found.counted, found.images) == (7, 30)
     assert found.positive.sum() == 7 * 4 and found.negative.sum() == 7 * 25
 
 
 def test_means_between_classes_are_those_of_all_pairs(split, embedded):
     nearest = exploring.matrix(embedded, exploring.roles(split, "all")).argmax(axis=1)
-    found = likeness.confusions(split.labels, np.arange(30), nearest)
-    heat = likeness.heat(embedded, split.labels, found)
+    found = class_similarity.confusions(split.labels, np.arange(30), nearest)
+    heat = class_similarity.heat(embedded, split.labels, found)
     products = exploring.matrix(embedded, exploring.roles(split, "all"))
     assert sorted(heat.classes) == list(range(6))
     for row, one in enumerate(heat.classes):
@@ -90,20 +90,20 @@ def test_means_between_classes_are_those_of_all_pairs(split, embedded):
 
 
 def test_the_classes_that_are_confused_most_are_compared(monkeypatch):
-    monkeypatch.setattr(likeness, "_HEATED", 2)
+    monkeypatch.setattr(class_similarity, "_HEATED", 2)
     labels = np.repeat(np.arange(4), 2)
     rows = np.eye(8, dtype=np.float32)
     nearest = np.array([1, 0, 3, 2, 6, 6, 7, 4])  # 2 and 3 are taken for each other.
-    found = likeness.confusions(labels, np.arange(8), nearest)
-    heat = likeness.heat(Embedded(rows, np.ones(8, bool)), labels, found)
+    found = class_similarity.confusions(labels, np.arange(8), nearest)
+    heat = class_similarity.heat(Embedded(rows, np.ones(8, bool)), labels, found)
     assert sorted(heat.classes) == [2, 3]
 
 
 def test_a_class_of_one_image_has_no_pairs():
     labels = np.array([0, 0, 1])
     embedded = Embedded(np.eye(3, dtype=np.float32), np.ones(3, bool))
-    found = likeness.confusions(labels, np.arange(3), np.array([1, 0, 0]))
-    heat = likeness.heat(embedded, labels, found)
+    found = class_similarity.confusions(labels, np.arange(3), np.array([1, 0, 0]))
+    heat = class_similarity.heat(embedded, labels, found)
     alone = heat.classes.tolist().index(1)
     assert np.isnan(heat.means[alone, alone])
     assert np.isfinite(heat.means).sum() == 3

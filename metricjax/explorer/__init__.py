@@ -1,0 +1,1 @@
+"""What the explorer page is built from: neighbours, confusions, maps of embeddings."""
