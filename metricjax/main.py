@@ -66,10 +66,10 @@ def _run(arguments: list[str]) -> int:
 
     options = command_line.parse(arguments)
     if isinstance(options, command_line.Comparison):
-        from metricjax import comparison, comparison_table
+        from metricjax.comparison import runs, tables
 
-        entries = comparison.read(options.runs)
-        print(comparison_table.render(entries, options.form), end="")
+        entries = runs.read(options.runs)
+        print(tables.render(entries, options.form), end="")
         return 0
     if options.print_config:
         print(options.config_dict)

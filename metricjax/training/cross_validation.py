@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from metricjax.comparison import METRICS, Estimate
-from metricjax.comparison_table import TITLES, markdown, plain
+from metricjax.comparison.per_query import digest_of_images
+from metricjax.comparison.runs import METRICS, Estimate
+from metricjax.comparison.tables import TITLES, markdown, plain
 from metricjax.config.schema import RunConfig
 from metricjax.data.datasets import Dataset
 from metricjax.errors import InputError
@@ -22,7 +23,6 @@ from metricjax.evaluation.intervals import t_interval
 from metricjax.inference import evaluate_split
 from metricjax.inference.embedder import Embedded
 from metricjax.inference.trained_model import Trained
-from metricjax.outcomes import digest_of_images
 from metricjax.runtime import exchange
 from metricjax.storage.directories import open_place
 from metricjax.training import loop

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import jax
 
-from metricjax import outcomes
+from metricjax.comparison import per_query as outcomes
 from metricjax.config.parsing import to_dict
 from metricjax.errors import disk_errors
 from metricjax.explorer import explorer_page
 from metricjax.inference import evaluate_split, verify_split
 from metricjax.models import pretrained
+from metricjax.reports import page
 from metricjax.runtime import mesh
 from metricjax.storage.atomic import write_atomically, written_whole
 from metricjax.training import paper_analyses

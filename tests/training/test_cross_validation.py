@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from metricjax import comparison
+from metricjax.comparison import runs as comparison
 from metricjax.errors import InputError
 from metricjax.inference.trained_model import Trained
 from metricjax.main import main

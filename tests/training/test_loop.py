@@ -16,7 +16,8 @@ import pytest
 import tiny as tiny_module
 from safetensors.numpy import load_file
 
-from metricjax import command_line, models, outcomes
+from metricjax import command_line, models
+from metricjax.comparison import per_query
 from metricjax.config.parsing import from_config_dict
 from metricjax.evaluation import by_class
 from metricjax.models import cost, pretrained
@@ -140,9 +141,9 @@ def test_results(tiny):
 
 def test_values_of_the_queries_are_kept(tiny):
     results = results_of(tiny.finished)
-    arrays = outcomes.unpack((tiny.finished / outcomes.FILE).read_bytes(), "")
+    arrays = per_query.unpack((tiny.finished / per_query.FILE).read_bytes(), "")
     assert len(arrays["query"]) == results["queries"]
-    for name, values in outcomes.metrics(arrays).items():
+    for name, values in per_query.metrics(arrays).items():
         assert np.mean(values) == pytest.approx(results[name], abs=1e-6)
         macro = np.mean(by_class(arrays | {name: values})[name])
         assert macro == pytest.approx(results[f"macro_{name}"], abs=1e-6)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metricjax import outcomes
+from metricjax.comparison import per_query
 from metricjax.config import identity
 from metricjax.config.parsing import from_config_dict
 from metricjax.errors import InputError
@@ -263,12 +263,12 @@ def _finished(address: str) -> Finished:
             f"The run in {address} is not finished (results.json is missing): run its "
             "command again until it says where the report is."
         )
-    queries = place.read(outcomes.FILE)
+    queries = place.read(per_query.FILE)
     if queries is None:
         raise InputError(
             f"The run in {address} has kept no values of single queries "
-            f"({outcomes.FILE} is missing): remove its report.html and run its command "
-            "again, which judges it anew without training."
+            f"({per_query.FILE} is missing): remove its report.html and run its "
+            "command again, which evaluates it again without training."
         )
     settings = identity.settings_that_count(
         from_config_dict(_json(config, place, "config.json"))
@@ -286,7 +286,7 @@ def _finished(address: str) -> Finished:
         settings=settings,
         repetition=repetition,
         results=found,
-        queries=outcomes.unpack(queries, f"{address}/{outcomes.FILE}"),
+        queries=per_query.unpack(queries, f"{address}/{per_query.FILE}"),
     )
 
 

@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metricjax import comparison, comparison_table, outcomes
+from metricjax.comparison import (
+    per_query,
+)
+from metricjax.comparison import runs as comparison
+from metricjax.comparison import tables as comparison_table
 from metricjax.config import default_config, terms
 from metricjax.config.parsing import from_config_dict, to_dict
 from metricjax.data.datasets import Split
@@ -80,8 +84,8 @@ def write_run(
         **(more or {}),
     }
     (workdir / "results.json").write_text(json.dumps(results))
-    packed = outcomes.pack(values, test or split())
-    (workdir / outcomes.FILE).write_bytes(packed)
+    packed = per_query.pack(values, test or split())
+    (workdir / per_query.FILE).write_bytes(packed)
     return str(directory)
 
 
@@ -168,7 +172,7 @@ def test_queries_that_one_run_could_not_read_are_left_out(make):
     values = values_of(0.6, 0)
     kept = {name: column[5:] for name, column in values.items()}
     with open("b/queries.npz", "wb") as file:
-        file.write(outcomes.pack(kept, split()))
+        file.write(per_query.pack(kept, split()))
     first, second = comparison.read(["a", "b"])
     assert comparison.difference(second, first).how == "paired by 115 queries"
 

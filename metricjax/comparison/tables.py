@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from metricjax.comparison import (
+from metricjax.comparison.runs import (
     METRICS,
     Difference,
     Entry,
