@@ -27,10 +27,10 @@ import harness
 import numpy as np
 from PIL import Image
 
-from metricjax import checkup
 from metricjax.data import open_dataset, pipeline, transforms
 from metricjax.data.formats import packing
 from metricjax.data.samplers import class_balanced, registry
+from metricjax.diagnostics import dataset_check
 
 KINDS = 12
 SPLITS = {"train": (11_318, 59_551), "test": (11_316, 60_502)}
@@ -130,7 +130,7 @@ def growth(split):
 
 def check(dataset, scratch):
     """What `prepare --check` does with an opened data set."""
-    checkup.run(dataset, Path(scratch) / "check.html", say=lambda sentence: None)
+    dataset_check.run(dataset, Path(scratch) / "check.html", say=lambda sentence: None)
 
 
 def waiting(arguments, scratch):

@@ -86,7 +86,7 @@ _DATASETS = {}
 
 
 def _run_all(options):
-    from metricjax.progress import progress_bar
+    from metricjax.cli.progress_bar import progress_bar
 
     done = set()
     for table in () if options.quick else options.tables:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from metricjax.arguments import Parser, answer
+from metricjax.cli.parser import Parser, answer
+from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError
-from metricjax.progress import progress_bar
 
 USAGE = """\
 metricjax: the similarity from which two images are taken for the same.

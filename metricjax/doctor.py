@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from metricjax import examinations
-from metricjax.arguments import Parser
+from metricjax.cli.parser import Parser
+from metricjax.cli.progress_bar import progress_bar
+from metricjax.diagnostics import host_checks
+from metricjax.diagnostics.host_checks import FAILED, OK, WARNING, Finding
 from metricjax.errors import InputError
-from metricjax.examinations import FAILED, OK, WARNING, Finding
-from metricjax.progress import progress_bar
 
 USAGE = """\
 metricjax: is this machine fit for a run?
@@ -57,20 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    first = examinations.versions()
+    first = host_checks.versions()
     if {"JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"} & set(os.environ):
         # As in main: of a lost host one sentence tells, not C++ besides.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        from metricjax import device_examinations
+        from metricjax.diagnostics import device_checks
         from metricjax.runtime import connection, exchange, watchdog
     except Exception as error:  # Versions that do not fit raise nearly anything.
-        return _tell([first, examinations.not_importable(error)])
+        return _tell([first, host_checks.not_importable(error)])
     connection.connect(_PATIENCE)
     with watchdog.watched(_PATIENCE):
         findings = [first]
         with progress_bar("looking") as progress:
-            for finding in _examine(options, device_examinations, exchange.gather):
+            for finding in _examine(options, device_checks, exchange.gather):
                 findings.append(finding)
                 progress(len(findings), _LINES)
         token = uuid.uuid4().hex
@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Finding]:
     """The checks that need jax, in the same order on every host."""
-    from metricjax import decoding_rate
+    from metricjax.diagnostics import decoding_rate
     from metricjax.planning import hardware
 
     yield of_devices.hosts()
@@ -96,16 +96,16 @@ def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Findin
         with of_devices.cache_set_aside() as directory:
             yield of_devices.all_reduce()
             yield of_devices.compilation(directory)
-    workdir = examinations.workdir(options.workdir)
+    workdir = host_checks.workdir(options.workdir)
     yield workdir
     writable = [verdict for _, verdict in gather("writable", workdir.verdict)]
     sharing = FAILED not in writable and of_devices.sharing(options.workdir)
     if sharing:
         yield sharing
     if options.data is not None:
-        yield examinations.data(options.data)
+        yield host_checks.data(options.data)
     yield decoding_rate.examine()
-    yield examinations.memory(hardware.free_memory())
+    yield host_checks.memory(hardware.free_memory())
 
 
 def _of_another(host: str, findings: list[Finding]) -> list[Finding]:

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from metricjax.arguments import Parser, answer
+from metricjax.cli.parser import Parser, answer
+from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError
-from metricjax.progress import progress_bar
 
 USAGE = """\
 metricjax: images to embeddings, by a network that was trained.

@@ -1,4 +1,4 @@
-"""What is the user's mistake, or their disk's, rather than a fault of ours."""
+"""Mistakes of the user and full disks, each told in one sentence; words for counts."""
 
 import difflib
 import errno
@@ -47,3 +47,8 @@ def suggestion(name: str, known: Sequence[str]) -> str:
     """` (did you mean 'x'?)` where a known name is near, else nothing."""
     near = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -5,12 +5,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from metricjax.arguments import Parser, answer
-from metricjax.errors import InputError
+from metricjax.cli.parser import Parser, answer
+from metricjax.cli.progress_bar import progress_bar
+from metricjax.errors import InputError, counted
 from metricjax.explorer import explorer_page
 from metricjax.inference.embedder import Embedded
-from metricjax.progress import progress_bar
-from metricjax.wording import counted
 
 USAGE = """\
 metricjax: a page to walk through images, as a trained network sees them.

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from metricjax.arguments import Parser, answer
+from metricjax.cli.parser import Parser, answer
 from metricjax.errors import InputError
 
 USAGE = """\
@@ -54,7 +54,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _platforms(listed: str | None) -> list[str]:
-    from metricjax.exporting import PLATFORMS
+    from metricjax.exporters.formats import PLATFORMS
 
     names = ["cpu", "cuda", "tpu"] if listed is None else listed.split(",")
     for name in names:
@@ -66,7 +66,7 @@ def _platforms(listed: str | None) -> list[str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax import exporting, model_card
+    from metricjax.exporters import formats, model_card
     from metricjax.inference.trained_model import Trained
     from metricjax.runtime import compilation_cache
     from metricjax.storage.atomic import write_atomically, written_whole
@@ -79,12 +79,12 @@ def _run(options: argparse.Namespace) -> int:
     compilation_cache.use()
     trained = Trained.open(options.run)
     if options.format == "onnx":
-        content, run = exporting.onnx(trained), exporting.run_onnx
+        content, run = formats.onnx(trained), formats.run_onnx
     else:
-        content = exporting.stablehlo(trained, platforms)
-        run = exporting.run_stablehlo
-    found = exporting.difference(trained, run(content))
-    if not found <= exporting.TOLERANCE[trained.config.model.dtype]:
+        content = formats.stablehlo(trained, platforms)
+        run = formats.run_stablehlo
+    found = formats.difference(trained, run(content))
+    if not found <= formats.TOLERANCE[trained.config.model.dtype]:
         raise RuntimeError(
             f"the exported network's embeddings differ from the run's by {found:.1e}"
         )

@@ -62,10 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from metricjax import command_line
+    from metricjax.cli import config_flags
 
-    options = command_line.parse(arguments)
-    if isinstance(options, command_line.Comparison):
+    options = config_flags.parse(arguments)
+    if isinstance(options, config_flags.Comparison):
         from metricjax.comparison import runs, tables
 
         entries = runs.read(options.runs)

@@ -5,9 +5,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from metricjax.arguments import Parser, answer
+from metricjax.cli.parser import Parser, answer
+from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError
-from metricjax.progress import progress_bar
 
 USAGE = """\
 metricjax: images made ready for training, or checked.
@@ -87,10 +87,10 @@ def _run(options: argparse.Namespace) -> int:
     for note in dataset.notes:
         print(note)
     if options.check:
-        from metricjax import checkup
+        from metricjax.diagnostics import dataset_check
 
         page = Path(options.out or "check.html")
-        return checkup.run(dataset, page, threads=options.threads)
+        return dataset_check.run(dataset, page, threads=options.threads)
     from metricjax.data.formats import packing
 
     with progress_bar("packing") as progress:

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricjax import gallery_options
-from metricjax.arguments import Parser, answer
+from metricjax.cli import gallery_flags
+from metricjax.cli.parser import Parser, answer
+from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError
-from metricjax.progress import progress_bar
 
 if TYPE_CHECKING:
     from metricjax.data.datasets import Split
@@ -67,7 +67,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("run")
     parser.add_argument("queries", nargs="*")
     parser.add_argument("--top", type=int, default=10)
-    gallery_options.add(parser)
+    gallery_flags.add(parser)
     for option in ("category", "html"):
         parser.add_argument(f"--{option}")
     for flag in ("json", "approximate"):
@@ -84,7 +84,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         )
     if options.html and not Path(options.html).expanduser().parent.is_dir():
         raise InputError(f"--html {options.html}: there is no such directory: make it.")
-    gallery_options.check(options)
+    gallery_flags.check(options)
     return options
 
 
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
     say = partial(print, file=sys.stderr, flush=True)
     compilation_cache.use()
     trained = Trained.open(options.run)
-    gallery = gallery_options.open_index(options, trained, say)
+    gallery = gallery_flags.open_index(options, trained, say)
     names, images, embeddings = _queries(options, trained, say)
     similarities, rows = _nearest(options, gallery, embeddings, say)
     answers = [

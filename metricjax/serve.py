@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from metricjax import gallery_options
-from metricjax.arguments import Parser, answer
+from metricjax.cli import gallery_flags
+from metricjax.cli.parser import Parser, answer
 from metricjax.errors import InputError
 
 USAGE = """\
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser()
     parser.add_argument("run")
-    gallery_options.add(parser)
+    gallery_flags.add(parser)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=32)
@@ -63,7 +63,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         raise InputError(f"--port is {options.port}: it must be 0 to 65535.")
     if options.batch < 1:
         raise InputError(f"--batch is {options.batch}: it must be 1 or more.")
-    gallery_options.check(options)
+    gallery_flags.check(options)
     return options
 
 
@@ -101,7 +101,7 @@ def _application(options: argparse.Namespace, is_local: bool, say):
 
     compilation_cache.use()
     trained = Trained.open(options.run)
-    index = gallery_options.open_index(options, trained, say)
+    index = gallery_flags.open_index(options, trained, say)
     pages = {name: Path(options.run) / name for name in application.PAGES}
     pages = {name: path for name, path in pages.items() if path.is_file()}
     is_own = options.gallery is None and options.name is None

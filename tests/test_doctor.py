@@ -10,13 +10,9 @@ import jax
 import pytest
 from paths import LAUNCH
 
-from metricjax import (
-    decoding_rate,
-    device_examinations,
-    doctor,
-    examinations,
-)
-from metricjax.examinations import FAILED, OK, WARNING
+from metricjax import doctor
+from metricjax.diagnostics import decoding_rate, device_checks, host_checks
+from metricjax.diagnostics.host_checks import FAILED, OK, WARNING
 from metricjax.runtime import exchange, mesh
 
 LOCAL = LAUNCH / "local.sh"
@@ -27,8 +23,8 @@ CHECKS += ["data", "decoding", "memory"]
 @pytest.fixture
 def brief(monkeypatch):
     """Measurements in a moment."""
-    all_reduce, decoding = device_examinations.all_reduce, decoding_rate.examine
-    monkeypatch.setattr(device_examinations, "all_reduce", lambda: all_reduce(0.02))
+    all_reduce, decoding = device_checks.all_reduce, decoding_rate.examine
+    monkeypatch.setattr(device_checks, "all_reduce", lambda: all_reduce(0.02))
     monkeypatch.setattr(decoding_rate, "examine", lambda: decoding(0.02))
 
 
@@ -102,8 +98,8 @@ def test_help(capsys):
 
 def test_jax_that_cannot_be_imported_is_told(monkeypatch, capsys):
     # As if it were not there: the import raises.
-    monkeypatch.setitem(sys.modules, "metricjax.device_examinations", None)
-    monkeypatch.delattr("metricjax.device_examinations")
+    monkeypatch.setitem(sys.modules, "metricjax.diagnostics.device_checks", None)
+    monkeypatch.delattr("metricjax.diagnostics.device_checks")
     assert doctor.main([]) == 2
     found = lines_of(capsys.readouterr().out)
     assert [line[:2] for line in found] == [[OK, "versions"], [FAILED, "import"]]
@@ -159,7 +155,7 @@ def install(monkeypatch):
 )
 def test_versions_that_belong_together(install, more):
     install(GOOD | more)
-    finding = examinations.versions()
+    finding = host_checks.versions()
     assert finding.verdict == OK and "jax 0.10.2" in finding.sentence
 
 
@@ -179,45 +175,45 @@ def test_versions_that_belong_together(install, more):
 )
 def test_versions_that_do_not(install, more, said, remedy):
     install({name: v for name, v in (GOOD | more).items() if v})
-    finding = examinations.versions()
+    finding = host_checks.versions()
     assert finding.verdict == FAILED and said in finding.sentence
     assert remedy in finding.sentence.partition("pip install ")[2]
 
 
 def test_metricjax_that_is_not_installed(install):
     install({name: v for name, v in GOOD.items() if name != "metricjax"})
-    finding = examinations.versions()
+    finding = host_checks.versions()
     assert finding.verdict == WARNING and "pip install -e ." in finding.sentence
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    finding = examinations.workdir(str(tmp_path / "file" / "run"))
+    finding = host_checks.workdir(str(tmp_path / "file" / "run"))
     assert finding.verdict == FAILED and "choose another --workdir" in finding.sentence
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_workdir_with_little_room(tmp_path, monkeypatch):
     usage = lambda path: type("Usage", (), {"free": 2**30})  # noqa: E731
-    monkeypatch.setattr(examinations.shutil, "disk_usage", usage)
-    finding = examinations.workdir(str(tmp_path))
+    monkeypatch.setattr(host_checks.shutil, "disk_usage", usage)
+    finding = host_checks.workdir(str(tmp_path))
     assert finding.verdict == WARNING and "1.0 GiB free: free some" in finding.sentence
 
 
 def test_a_workdir_in_a_bucket():
     fsspec = pytest.importorskip("fsspec")
-    finding = examinations.workdir("memory://doctor/runs")
-    assert finding == examinations.Finding(
+    finding = host_checks.workdir("memory://doctor/runs")
+    assert finding == host_checks.Finding(
         "workdir", OK, "memory://doctor/runs can be written, read and deleted from"
     )
     assert fsspec.filesystem("memory").find("/doctor") == []
-    finding = examinations.data("memory://doctor/runs")
+    finding = host_checks.data("memory://doctor/runs")
     assert finding.verdict == FAILED and "is empty" in finding.sentence
 
 
 def test_a_bucket_of_an_unknown_kind():
     pytest.importorskip("fsspec")
-    finding = examinations.workdir("nosuch://bucket/run")
+    finding = host_checks.workdir("nosuch://bucket/run")
     assert finding.verdict == FAILED and "nosuch://bucket/run" in finding.sentence
 
 
@@ -227,24 +223,24 @@ def test_a_bucket_without_its_package():
         pytest.skip("gcsfs is installed")
     except importlib.metadata.PackageNotFoundError:
         pass
-    finding = examinations.workdir("gs://bucket/run")
+    finding = host_checks.workdir("gs://bucket/run")
     assert finding.verdict == FAILED and "metricjax[remote]" in finding.sentence
 
 
 def test_a_bucket_that_does_not_answer(monkeypatch):
-    monkeypatch.setattr(examinations, "_BUCKET_LIMIT", 0.05)
-    monkeypatch.setattr(examinations, "_ask_bucket", lambda *_: time.sleep(5))
-    finding = examinations.data("gs://bucket/photos")
+    monkeypatch.setattr(host_checks, "_BUCKET_LIMIT", 0.05)
+    monkeypatch.setattr(host_checks, "_ask_bucket", lambda *_: time.sleep(5))
+    finding = host_checks.data("gs://bucket/photos")
     assert finding.verdict == FAILED and "did not answer within" in finding.sentence
 
 
 def test_data(tmp_path):
-    finding = examinations.data(str(tmp_path))
+    finding = host_checks.data(str(tmp_path))
     assert finding.verdict == FAILED and "of 0 names: put the" in finding.sentence
     archive = tmp_path / "photos.zip"
     archive.write_bytes(bytes(2**20))
-    assert "a file of 1.0 MiB" in examinations.data(str(archive)).sentence
-    assert "a directory of 1 names" in examinations.data(str(tmp_path)).sentence
+    assert "a file of 1.0 MiB" in host_checks.data(str(archive)).sentence
+    assert "a directory of 1 names" in host_checks.data(str(tmp_path)).sentence
 
 
 @pytest.mark.parametrize(
@@ -256,7 +252,7 @@ def test_data(tmp_path):
     ],
 )
 def test_memory(free, verdict, words):
-    finding = examinations.memory(free)
+    finding = host_checks.memory(free)
     assert finding.verdict == verdict and words in finding.sentence
 
 
@@ -278,7 +274,7 @@ def test_accelerators_that_the_system_shows(files, expected, tmp_path):
         path = tmp_path / inside / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert device_examinations.unused_accelerator(tmp_path) == expected
+    assert device_checks.unused_accelerator(tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -290,10 +286,10 @@ def test_accelerators_that_the_system_shows(files, expected, tmp_path):
     ],
 )
 def test_a_gpu_that_is_passed_over(platforms, plugin, remedy, monkeypatch):
-    monkeypatch.setattr(device_examinations, "unused_accelerator", lambda: "cuda")
-    monkeypatch.setattr(device_examinations, "version", lambda name: plugin)
+    monkeypatch.setattr(device_checks, "unused_accelerator", lambda: "cuda")
+    monkeypatch.setattr(device_checks, "version", lambda name: plugin)
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    finding = device_examinations.devices()
+    finding = device_checks.devices()
     assert finding.verdict == WARNING and remedy in finding.sentence
 
 
@@ -342,7 +338,7 @@ def test_hosts_that_run_other_programs(change, words, monkeypatch):
         return said(own, own | change, own)
 
     monkeypatch.setattr(exchange, "gather", gather)
-    finding = device_examinations.hosts()
+    finding = device_checks.hosts()
     assert finding.verdict == (FAILED if words else OK)
     assert (words or "3 with the same programs: host 0 (n0), ") in finding.sentence
 
@@ -350,22 +346,22 @@ def test_hosts_that_run_other_programs(change, words, monkeypatch):
 def test_a_workdir_that_one_host_lacks(monkeypatch, tmp_path):
     answers = {"there": said(True, False), "nowhere": said(False, False)}
     monkeypatch.setattr(exchange, "gather", lambda *_: answers["there"])
-    finding = device_examinations.sharing(str(tmp_path))
+    finding = device_checks.sharing(str(tmp_path))
     assert finding.verdict == FAILED and "host 1 (n1) has no" in finding.sentence
     monkeypatch.setattr(exchange, "gather", lambda *_: answers["nowhere"])
-    assert device_examinations.sharing(str(tmp_path)) is None
+    assert device_checks.sharing(str(tmp_path)) is None
 
 
 def test_one_device_has_nothing_to_reduce_over(monkeypatch):
     one = mesh.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(mesh, "make_mesh", lambda: one)
-    finding = device_examinations.all_reduce()
+    finding = device_checks.all_reduce()
     assert finding.verdict == OK and "one device" in finding.sentence
 
 
 def test_a_sum_that_comes_out_wrong(monkeypatch):
-    monkeypatch.setattr(device_examinations.jnp, "sum", lambda x, axis: x[0] * 7)
-    finding = device_examinations.all_reduce(0.01)
+    monkeypatch.setattr(device_checks.jnp, "sum", lambda x, axis: x[0] * 7)
+    finding = device_checks.all_reduce(0.01)
     assert finding.verdict == FAILED and "the sum came out wrong" in finding.sentence
 
 
@@ -380,9 +376,9 @@ def test_compiled_programs_are_kept_or_not(cache, tmp_path, monkeypatch):
     ):
         directory = directory and str(directory)
         cache(directory)
-        with device_examinations.cache_set_aside() as found:
+        with device_checks.cache_set_aside() as found:
             assert jax.config.jax_compilation_cache_dir is None
-            finding = device_examinations.compilation(found)
+            finding = device_checks.compilation(found)
         assert finding.verdict == verdict and words in finding.sentence
         assert jax.config.jax_compilation_cache_dir == directory
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -391,8 +387,8 @@ def test_compiled_programs_are_kept_or_not(cache, tmp_path, monkeypatch):
 def test_compiled_programs_that_are_not_kept():
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        with device_examinations.cache_set_aside() as found:
-            finding = device_examinations.compilation(found)
+        with device_checks.cache_set_aside() as found:
+            finding = device_checks.compilation(found)
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
     assert finding.verdict == WARNING

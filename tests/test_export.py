@@ -15,11 +15,11 @@ import pytest
 from jax import export as jax_export
 from PIL import Image
 
-from metricjax import card_snippets, exporting, model_card
 from metricjax.data import transforms
 from metricjax.data.decoding import decode
 from metricjax.errors import InputError
 from metricjax.export import main
+from metricjax.exporters import formats, loading_snippets, model_card
 from metricjax.inference.trained_model import Trained
 
 pytest.importorskip("flatbuffers")
@@ -60,7 +60,7 @@ def run_alone(program, directory, **options):
     ).stdout
 
 
-@pytest.mark.parametrize("kind", exporting.FORMATS)
+@pytest.mark.parametrize("kind", formats.FORMATS)
 def test_the_card_s_program_embeds_as_the_run_does(
     kind, tiny, trained, tmp_path, capsys
 ):
@@ -86,26 +86,26 @@ def test_the_card_s_program_embeds_as_the_run_does(
 
 
 def test_stablehlo_for_many_platforms_and_any_batch(trained):
-    content = exporting.stablehlo(trained, ["cpu", "cuda", "tpu"])
+    content = formats.stablehlo(trained, ["cpu", "cuda", "tpu"])
     exported = jax_export.deserialize(bytearray(content))
     assert exported.platforms == ("cpu", "cuda", "tpu")
     (images,) = exported.in_avals
     assert images.dtype == np.uint8 and images.shape[1:] == (16, 16, 1)
     assert jax_export.is_symbolic_dim(images.shape[0])
-    run = exporting.run_stablehlo(content)
+    run = formats.run_stablehlo(content)
     for count in (1, 2, 7):
         found = run(np.zeros((count, 16, 16, 1), np.uint8))
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    assert exporting.difference(trained, run) < 1e-5
+    assert formats.difference(trained, run) < 1e-5
 
 
 def test_a_network_of_bfloat16_becomes_onnx_in_float32(trained):
     pytest.importorskip("onnxruntime")
     model = dataclasses.replace(trained.config.model, dtype="bfloat16")
     config = dataclasses.replace(trained.config, model=model)
-    content = exporting.onnx(dataclasses.replace(trained, config=config))
+    content = formats.onnx(dataclasses.replace(trained, config=config))
     # What is asked for is the float32 network, and it has been judged above.
-    assert exporting.difference(trained, exporting.run_onnx(content)) < 1e-5
+    assert formats.difference(trained, formats.run_onnx(content)) < 1e-5
 
 
 def test_a_difference_is_found(trained):
@@ -114,13 +114,13 @@ def test_a_difference_is_found(trained):
         found[0, 0] += 0.01
         return found
 
-    assert exporting.difference(trained, wrong) == pytest.approx(0.01, rel=1e-3)
+    assert formats.difference(trained, wrong) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_nan_is_told(trained):
     lost = jax.tree.map(lambda leaf: leaf * jnp.nan, trained.variables)
     with pytest.raises(InputError, match="gives NaN"):
-        exporting.difference(dataclasses.replace(trained, variables=lost), None)
+        formats.difference(dataclasses.replace(trained, variables=lost), None)
 
 
 def test_the_numbers_of_the_card_are_those_of_the_run(trained):
@@ -171,7 +171,7 @@ def test_the_card_sizes_images_as_tests_do(recipe, channels, tmp_path):
     config = transforms.TransformConfig(recipe, 24, channels)
     image = np.random.default_rng(0).integers(0, 256, (61, 97, channels), np.uint8)
     Image.fromarray(image.squeeze()).save(tmp_path / "a.png")
-    text = card_snippets.snippet(config, "model.onnx", "onnx")
+    text = loading_snippets.snippet(config, "model.onnx", "onnx")
     (code,) = re.findall(r"(def prepared.*?\n)\n\n", text, re.S)
     names = {}
     exec("import numpy as np\nfrom PIL import Image, ImageOps\n" + code, names)
@@ -222,7 +222,7 @@ def test_a_missing_extra_is_named(
 
 
 def test_what_onnx_cannot_hold_leaves_nothing(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("metricjax.onnx_graph._MOST_BYTES", 100)
+    monkeypatch.setattr("metricjax.exporters.onnx.graph._MOST_BYTES", 100)
     code, printed = written(
         capsys, tiny.finished, "--format", "onnx", "--out", tmp_path / "model.onnx"
     )

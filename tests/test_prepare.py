@@ -10,9 +10,9 @@ import pytest
 import tiny as tiny_module
 from PIL import Image
 
-from metricjax import checkup
 from metricjax.data import open_dataset
 from metricjax.data.formats import packing
+from metricjax.diagnostics import dataset_check
 from metricjax.prepare import USAGE, main
 
 SHARD = "images-00000.array_record"
@@ -126,7 +126,7 @@ def test_check(photos, monkeypatch, arguments, page):
         seen.append((len(dataset.train), str(page), threads))
         return 2
 
-    monkeypatch.setattr(checkup, "run", run)
+    monkeypatch.setattr(dataset_check, "run", run)
     assert main(["--check", "photos", "--threads", "3", *arguments]) == 2
     assert seen == [(6, page, 3)]
 

@@ -25,7 +25,7 @@ def render(entries: Sequence[Entry], form: str) -> str:
     Args:
       entries: as `comparison.read` returns them; the first is what others are compared
         with.
-      form: one of `command_line.FORMATS`.
+      form: one of `config_flags.FORMATS`.
 
     Raises:
       InputError: they were not tested on the same images.

@@ -11,13 +11,12 @@ from pathlib import Path
 import jax
 
 from metricjax.data.datasets import Split
-from metricjax.errors import InputError, disk_errors
+from metricjax.errors import InputError, counted, disk_errors
 from metricjax.inference import embedding_files, partial_embeddings
 from metricjax.inference.partial_embeddings import Growing
 from metricjax.inference.trained_model import Trained
 from metricjax.runtime import exchange
 from metricjax.storage.atomic import locked
-from metricjax.wording import counted
 
 
 def write(

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from metricjax.data.datasets import Split
-from metricjax.errors import disk_errors
+from metricjax.errors import counted, disk_errors
 from metricjax.inference import partial_embeddings
 from metricjax.inference.embedder import Embedded
 from metricjax.inference.partial_embeddings import Growing
 from metricjax.inference.trained_model import Trained
 from metricjax.storage import user_cache
 from metricjax.storage.atomic import locked, written_whole
-from metricjax.wording import counted
 
 _LIMIT = 8 * 2**30  # bytes of all indexes; what was not used for longest goes first
 _NAME = "[0-9a-f]{16}-[0-9a-f]{16}"  # of the directory of an index

@@ -20,13 +20,13 @@ from metricjax.data.benchmarks import papers
 from metricjax.data.datasets import Dataset, Split
 from metricjax.data.samplers.class_balanced import least_images
 from metricjax.data.samplers.registry import OF_CLASSES
+from metricjax.errors import counted
 from metricjax.planning import hardware
 from metricjax.planning.batch_size import Room, size_of
 from metricjax.planning.hardware import Place, amount
 from metricjax.planning.timing import Trial, run_steps, search_seconds
 from metricjax.runtime import connection, mesh, program_costs, watchdog
 from metricjax.training.run import Run, open_data
-from metricjax.wording import counted
 
 
 def plan(config: RunConfig, name: str) -> None:

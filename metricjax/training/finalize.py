@@ -11,7 +11,7 @@ import jax
 
 from metricjax.comparison import per_query as outcomes
 from metricjax.config.parsing import to_dict
-from metricjax.errors import disk_errors
+from metricjax.errors import counted, disk_errors
 from metricjax.explorer import explorer_page
 from metricjax.inference import evaluate_split, verify_split
 from metricjax.models import pretrained
@@ -23,7 +23,6 @@ from metricjax.training.checkpoints import digest
 from metricjax.training.metric_writer import read_history
 from metricjax.training.run import Run
 from metricjax.training.step import TrainState
-from metricjax.wording import counted
 
 
 def finish(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from paths import CONFIGS
 
-from metricjax import command_line
+from metricjax.cli import config_flags
 from metricjax.data import datasets, pipeline
 from metricjax.data.benchmarks import glyphs
 from metricjax.objectives.objective import LOSSES, check_gradients
@@ -57,7 +57,7 @@ def variants():
 
 def parse(variant, **settings):
     overrides = [f"--config.{name}={value}" for name, value in settings.items()]
-    return command_line.parse(["--config", f"{CONFIG}:{variant}", *overrides]).config
+    return config_flags.parse(["--config", f"{CONFIG}:{variant}", *overrides]).config
 
 
 def test_every_loss_has_a_config():

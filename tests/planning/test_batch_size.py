@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from metricjax import command_line
+from metricjax.cli import config_flags
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.planning import batch_size
 from metricjax.planning.batch_size import Room
@@ -28,7 +28,7 @@ class Pretended(Room):
 
 def pretend(tiny, limit, memory_of, devices=1, **settings):
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    config = command_line.parse(["--config", str(tiny.config), *flags]).config
+    config = config_flags.parse(["--config", str(tiny.config), *flags]).config
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
     made = Pretended(Blueprint(config, Classes(4), mesh), limit, None)
     object.__setattr__(made, "asked", [])
@@ -140,7 +140,7 @@ def test_what_batches_are_multiples_of(tiny):
 
 def test_programs_are_compiled_and_told(tiny):
     flags = ["--config", str(tiny.config)]
-    config = command_line.parse(flags).config
+    config = config_flags.parse(flags).config
     mesh, said = Mesh(np.array(jax.devices()[:1]), ("data",)), []
     blueprint = Blueprint(config, Classes(4), mesh)
     case = Room(blueprint, 1024.0, said.append)
@@ -157,7 +157,7 @@ def test_programs_are_compiled_and_told(tiny):
 )
 def test_a_program_that_is_refused_does_not_fit(tiny, monkeypatch, message, least):
     """TPU's compiler refuses what its chips cannot hold; other errors are ours."""
-    config = command_line.parse(["--config", str(tiny.config)]).config
+    config = config_flags.parse(["--config", str(tiny.config)]).config
     blueprint = Blueprint(config, Classes(4), Mesh(np.array(jax.devices()[:1]), "data"))
     said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for"
 

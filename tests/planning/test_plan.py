@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from paths import CONFIGS
 
-from metricjax import command_line
+from metricjax.cli import config_flags
 from metricjax.errors import InputError
 from metricjax.models.cost import count_parameters
 from metricjax.objectives.hierarchical_proxies import Classes
@@ -37,7 +37,7 @@ def said(tiny, tmp_path, monkeypatch, capsys, quick):
 
     def run(*arguments):
         monkeypatch.chdir(tmp_path)
-        options = command_line.parse([*arguments, "--mode", "plan"])
+        options = config_flags.parse([*arguments, "--mode", "plan"])
         plan.plan(options.config, options.name)
         assert not list(tmp_path.iterdir())
         return capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_plan_for_memory_that_is_too_small(tiny, said, monkeypatch):
     overrides = ("batch_size=64", "data.turns=4", "instances_per_class=4")
     overrides += ("model.remat=True", "model.dtype=bfloat16", "plan.compiles=2")
     asked = settings(tiny, *overrides, "data.transform.image_size=32")
-    blueprint = Blueprint(command_line.parse(asked).config, Classes(16), one_device())
+    blueprint = Blueprint(config_flags.parse(asked).config, Classes(16), one_device())
     need = program_costs.memory(blueprint.lower_train_step().compile()).total
     small = hardware.Place(blueprint.mesh, 0.7 * need, "a device of little memory")
     monkeypatch.setattr(hardware, "here", lambda: small)
@@ -125,7 +125,7 @@ def test_counted_data_are_those_of_the_papers():
     ],
 )
 def test_what_a_plan_refuses(tiny, capsys, overrides, words):
-    options = command_line.parse(settings(tiny, *overrides))
+    options = config_flags.parse(settings(tiny, *overrides))
     with pytest.raises(InputError) as raised:
         plan.plan(options.config, options.name)
     assert capsys.readouterr().out == ""
@@ -147,7 +147,7 @@ def test_the_compiled_memory_is_what_steps_use(tiny, tmp_path, quick):
     overrides = ("batch_size=64", "data.turns=4", "data.transform.image_size=128")
     overrides += ("model.widths=(32,64)", "instances_per_class=4")
     arguments = settings(tiny, *overrides)
-    config = command_line.parse(arguments).config
+    config = config_flags.parse(arguments).config
     run = Run.of(config, tmp_path, plan.open_data(config), one_device())
     program = run.blueprint.lower_train_step().compile()
     compiled = program_costs.memory(program).total
@@ -173,7 +173,7 @@ def test_flops_count_every_turn_of_a_loop(tiny):
     """Parts add a second forward pass to the same products; blocks of losses none."""
 
     def flops(*overrides):
-        config = command_line.parse(settings(tiny, "batch_size=16", *overrides)).config
+        config = config_flags.parse(settings(tiny, "batch_size=16", *overrides)).config
         return Blueprint(config, Classes(4), one_device())
 
     whole, parts = flops(), flops("micro_batch_size=4")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pages import HOSTILE, Elements, noise
 
-from metricjax.reports import checkup
-from metricjax.reports.checkup import Section
+from metricjax.reports import dataset_check
+from metricjax.reports.dataset_check import Section
 from metricjax.reports.studies import Pictures
 from metricjax.reports.thumbnails import thumbnail
 
@@ -31,7 +31,7 @@ def render(**changes):
         ],
         "notes": ["The classes were halved."],
     }
-    return checkup.render(**(arguments | changes))
+    return dataset_check.render(**(arguments | changes))
 
 
 def test_loads_nothing_runs_nothing_and_links_to_itself():
@@ -74,7 +74,7 @@ def test_the_verdict_is_the_heading():
 
 
 def test_a_page_of_nothing():
-    text = checkup.render(name="", problems=[], warnings=[], facts=[])
+    text = dataset_check.render(name="", problems=[], warnings=[], facts=[])
     Elements(text)
     assert "Fit for training" in text and "<figure" not in text
 
@@ -105,7 +105,7 @@ def test_pairs_stand_side_by_side_and_numbers_agree():
     ],
 )
 def test_bars_of_the_histogram(sizes, said):
-    text = str(checkup.histogram(np.array(sizes)))
+    text = str(dataset_check.histogram(np.array(sizes)))
     assert f"Classes by their number of images: {said}" in text
     Elements(text)
 
@@ -114,7 +114,7 @@ def test_bars_of_the_histogram(sizes, said):
 def test_every_class_is_in_one_bar(seed):
     rng = np.random.default_rng(seed)
     sizes = rng.geometric(1 / 10 ** rng.uniform(0, 3), 300)
-    text = str(checkup.histogram(sizes))
+    text = str(dataset_check.histogram(sizes))
     label = dict(Elements(text).found[0][1])["aria-label"]
     counts = [int(part.split(" with ")[0]) for part in label.split(": ")[1].split(", ")]
-    assert sum(counts) == 300 and len(counts) <= checkup.MAX_BARS + 1
+    assert sum(counts) == 300 and len(counts) <= dataset_check.MAX_BARS + 1

@@ -16,7 +16,8 @@ import pytest
 import tiny as tiny_module
 from safetensors.numpy import load_file
 
-from metricjax import command_line, models
+from metricjax import models
+from metricjax.cli import config_flags
 from metricjax.comparison import per_query
 from metricjax.config.parsing import from_config_dict
 from metricjax.evaluation import by_class
@@ -195,10 +196,10 @@ def test_selected_on_test_is_stamped(tiny, tmp_path):
 
 JUDGE_THE_BEST = """
 import json, sys
-from metricjax import command_line
+from metricjax.cli import config_flags
 from metricjax.training.checkpoints import Checkpoints
 from metricjax.training.run import Run
-options = command_line.parse(sys.argv[1:])
+options = config_flags.parse(sys.argv[1:])
 run = Run.open(options.config, options.workdir)
 with Checkpoints(options.workdir / "checkpoints", "map@r") as checkpoints:
     step, state = checkpoints.restore_best(run.abstract_state, print)
@@ -223,7 +224,7 @@ def test_the_selected_parameters_are_those_judged(tiny):
 
 def test_classes_are_disjoint(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny.directory)
-    config = command_line.parse(["--config", str(tiny.config)]).config
+    config = config_flags.parse(["--config", str(tiny.config)]).config
     run = Run.open(config, tmp_path / "unused")
     train, validation, test = run.train, run.validation, run.dataset.test
     parts = [set(split.class_names) for split in (train, validation, test)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from metricjax import command_line
+from metricjax.cli import config_flags
 from metricjax.training import nonfinite
 from metricjax.training.run import Run
 
@@ -18,7 +18,7 @@ SGD = ["optimizer.method=sgd"]
 def open_run(tiny, directory, *overrides):
     """A run of the shapes, its state before the first step, and a batch."""
     settings = [f"--config.{override}" for override in overrides]
-    config = command_line.parse(["--config", str(tiny.config), *settings]).config
+    config = config_flags.parse(["--config", str(tiny.config), *settings]).config
     run = Run.open(config, directory / "run")
     size = config.batch_size
     rows = np.random.default_rng(0).integers(0, 255, (size, 16, 16, 1))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from metricjax import command_line
+from metricjax.cli import config_flags
 from metricjax.inference import evaluate_split
 from metricjax.models import cgd, pooling
 from metricjax.reports import page
@@ -173,7 +173,7 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
     settings = {"data.root": tiny.shapes, "evaluation.bootstrap": 2}
     settings |= {k: v for k, v in changes.items() if not k.startswith("objective")}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    config = command_line.parse(
+    config = config_flags.parse(
         ["--config", str(tmp_path / "config.py"), *flags]
     ).config
     run = Run.open(config, tmp_path / "run")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metricjax import command_line
+from metricjax.cli import config_flags
 from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError
 from metricjax.objectives.objective import ObjectiveConfig, Term
@@ -279,14 +279,14 @@ def test_no_place_for_a_copy(memory, tmp_path):
 )
 def test_what_the_command_line_takes_for_a_bucket(tiny, text, wanted):
     arguments = ["--config", str(tiny.config), "--workdir", text]
-    found = command_line.parse(arguments).workdir
+    found = config_flags.parse(arguments).workdir
     assert str(found) == wanted and isinstance(found, str) == ("://" in wanted)
 
 
 def test_an_address_with_a_stroke_too_few(tiny):
     arguments = ["--config", str(tiny.config), "--workdir", "gs:/bucket/run"]
     with pytest.raises(InputError, match="--workdir gs:/bucket/run .* write gs:// "):
-        command_line.parse(arguments)
+        config_flags.parse(arguments)
 
 
 # From here on runs as processes; a directory plays the bucket.

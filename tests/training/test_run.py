@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from metricjax import command_line, models
+from metricjax import models
+from metricjax.cli import config_flags
 from metricjax.models import pretrained
 from metricjax.training.run import Run
 
@@ -19,7 +20,7 @@ def test_a_run_starts_from_pretrained_weights(tiny, tmp_path, head):
         "model.pretrained": tmp_path / "weights.safetensors",
     }
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
-    config = command_line.parse(["--config", str(tiny.config), *flags]).config
+    config = config_flags.parse(["--config", str(tiny.config), *flags]).config
     backbone = models.BACKBONES["convnet"](config.model)
     images = np.zeros((1, *config.data.transform.shape), np.float32)
     weights = jax.jit(backbone.init)(jax.random.key(7), images)

@@ -7,7 +7,7 @@ import numpy as np
 
 from metricjax.data.checks.findings import ACROSS_CLASSES, WITHIN_CLASS, Findings
 from metricjax.data.datasets import Split
-from metricjax.wording import counted
+from metricjax.errors import counted
 
 # A size is unusual from so many times the median on, or a quarter of it; and so is a
 # picture that is so many times as long as it is wide.

@@ -14,9 +14,8 @@ import numpy as np
 
 from metricjax.data.datasets import Dataset
 from metricjax.data.formats import packed, shard_writer
-from metricjax.errors import InputError
+from metricjax.errors import InputError, counted
 from metricjax.storage.directories import Place, open_place
-from metricjax.wording import counted
 
 _SUFFIX = ".array_record"
 

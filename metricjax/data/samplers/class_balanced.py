@@ -9,8 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from metricjax.data.samplers.decks import ClassDecks, Deck
-from metricjax.errors import InputError
-from metricjax.wording import counted
+from metricjax.errors import InputError, counted
 
 
 class Sampler(Protocol):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metricjax.cli.progress_bar import progress_bar
 from metricjax.data.checks import sentences
 from metricjax.data.checks.findings import (
     ACROSS_CLASSES,
@@ -14,14 +15,12 @@ from metricjax.data.checks.findings import (
     check,
 )
 from metricjax.data.datasets import Dataset, UnreadableImage
-from metricjax.errors import InputError
-from metricjax.progress import progress_bar
-from metricjax.reports import checkup as report
-from metricjax.reports.checkup import Section
+from metricjax.errors import InputError, counted
+from metricjax.reports import dataset_check as report
+from metricjax.reports.dataset_check import Section
 from metricjax.reports.studies import Pictures
 from metricjax.reports.thumbnails import thumbnail
 from metricjax.storage.atomic import write_atomically
-from metricjax.wording import counted
 
 MAX_PAIRS = 12
 MAX_PICTURES = 12

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError
-from metricjax.progress import progress_bar
 
 if TYPE_CHECKING:
     from metricjax.inference.gallery_index import Index

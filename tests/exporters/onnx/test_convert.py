@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from metricjax import models, onnx_graph
+from metricjax import models
 from metricjax.data import transforms
 from metricjax.errors import InputError
+from metricjax.exporters.onnx import convert
 from metricjax.inference import embedder
 from metricjax.models import layers, pooling
 from metricjax.models._lowering import windows
@@ -22,7 +23,7 @@ SHAPE = (9, 8, 6)
 
 
 def run(function, images):
-    model = onnx_graph.convert(function, images.shape[1:])
+    model = convert.convert(function, images.shape[1:])
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
@@ -197,13 +198,13 @@ def test_what_cannot_be_written_is_refused_in_a_sentence(function, said):
         return function(images.reshape(images.shape[0], -1).astype(jnp.float32))
 
     with pytest.raises(InputError, match=f"{said}.*--format stablehlo"):
-        onnx_graph.convert(flat, SHAPE)
+        convert.convert(flat, SHAPE)
 
 
 def test_too_large_for_a_file(monkeypatch):
-    monkeypatch.setattr(onnx_graph, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(convert, "_MOST_BYTES", 1000)
     large = kernel(int(np.prod(SHAPE)), 64)
     with pytest.raises(InputError, match="GiB of parameters.*stablehlo"):
-        onnx_graph.convert(
+        convert.convert(
             lambda x: x.reshape(x.shape[0], -1).astype(jnp.float32) @ large, SHAPE
         )

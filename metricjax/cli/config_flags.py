@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from metricjax.arguments import Parser
+from metricjax.cli.parser import Parser
 from metricjax.config.parsing import from_config_dict
 from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError, suggestion

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metricjax.errors import InputError
-from metricjax.examinations import (
+from metricjax.diagnostics.host_checks import (
     FAILED,
     OK,
     PACKAGES,
@@ -23,6 +22,7 @@ from metricjax.examinations import (
     brief,
     version,
 )
+from metricjax.errors import InputError
 from metricjax.planning import hardware
 from metricjax.runtime import compilation_cache, exchange
 from metricjax.runtime import mesh as meshes

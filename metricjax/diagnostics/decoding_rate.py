@@ -11,7 +11,7 @@ from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.data.decoding import decode
 from metricjax.data.samplers.class_balanced import PKSampler
-from metricjax.examinations import OK, Finding
+from metricjax.diagnostics.host_checks import OK, Finding
 
 
 def examine(seconds: float = 1.0) -> Finding:

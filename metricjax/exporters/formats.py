@@ -9,8 +9,9 @@ import numpy as np
 from jax import export
 from jaxtyping import Float, UInt8
 
-from metricjax import models, onnx_graph
+from metricjax import models
 from metricjax.errors import InputError
+from metricjax.exporters.onnx import convert
 from metricjax.inference import embedder
 from metricjax.inference.trained_model import Trained
 from metricjax.runtime import mesh
@@ -60,7 +61,7 @@ def onnx(trained: Trained) -> bytes:
     """
     function, shape = _function(trained, dtype="float32")
     try:
-        return onnx_graph.convert(function, shape).SerializeToString()
+        return convert.convert(function, shape).SerializeToString()
     except NotImplementedError as error:
         raise _not_exportable(trained, error) from error
 

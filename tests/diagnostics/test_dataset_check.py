@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricjax import checkup
 from metricjax.data import open_dataset
 from metricjax.data.datasets import Dataset, Split
+from metricjax.diagnostics import dataset_check
 from metricjax.errors import InputError
 
 
@@ -33,7 +33,7 @@ def run(root, page, **options):
     """(exit code, what was said, the page)."""
     said = []
     dataset = open_dataset("folder", str(root), **options)
-    code = checkup.run(dataset, page, say=said.append)
+    code = dataset_check.run(dataset, page, say=said.append)
     assert sorted(path.name for path in page.parent.iterdir()) == [
         page.name,
         "photos",
@@ -139,7 +139,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path, page
 
     split = Split(np.array([0, 0, 1, 1]), ("a", "b"), ("w", "x", "y", "z"), read)
     with pytest.raises(InputError, match="name a file in a directory that exists"):
-        checkup.run(Dataset("x", split, split), tmp_path / page)
+        dataset_check.run(Dataset("x", split, split), tmp_path / page)
     assert not list(tmp_path.iterdir())
 
 
@@ -149,5 +149,5 @@ def test_drawn_images_can_be_checked_too(tmp_path):
         "glyphs", glyphs.train.subset(np.arange(60)), glyphs.test.subset(np.arange(48))
     )
     said = []
-    assert checkup.run(few, tmp_path / "check.html", say=said.append) == 0
+    assert dataset_check.run(few, tmp_path / "check.html", say=said.append) == 0
     assert not any("Files" in sentence for sentence in said)

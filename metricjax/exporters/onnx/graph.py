@@ -1,23 +1,18 @@
-"""From a JAX function to an ONNX graph: the walk over its jaxpr, and what it writes to.
+"""The walk over a jaxpr, and the ONNX nodes and constants that it writes.
 
-What each operation becomes stands in `onnx_operations.py`. Whatever depends on no input
-is worked out here and becomes a constant.
+What each operation becomes is a table that is handed in, see `operations`. Whatever
+depends on no input is evaluated here and becomes a constant.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from jax import export
-from jaxtyping import Array
 
 from metricjax.errors import InputError
 
-OPSET = 18
-# Protocol buffers hold no more.
-_MOST_BYTES = 2**31 - 1
 # Calls are walked into; their jaxpr is this parameter.
 _CALLS = {
     "jit": "jaxpr",
@@ -46,73 +41,18 @@ class Value:
     actual: tuple[Any, ...] = ()
 
 
-def convert(function: Callable[[Array], Array], shape: Sequence[int]) -> Any:
-    """The ONNX model of a function from images to embeddings.
+class Graph:
+    """The nodes and constants written so far.
 
     Args:
-      function: of uint8 [b, h, w, c] images, returns float32 [b, d]; what it closes
-        over becomes constants.
-      shape: [h, w, c].
-
-    Returns:
-      An `onnx.ModelProto` with the input "images" [b, h, w, c] and the output
-      "embeddings" [b, d], b any number; checked by ONNX.
-
-    Raises:
-      InputError: onnx is not installed, the function has an operation that is not
-        known here, or the model is larger than ONNX files can be.
+      batch: the symbol of the batch size.
+      operations: by the name of a JAX primitive, what writes it:
+        `(graph, params, output, *values) -> Value`, or a tuple of values.
     """
-    onnx = _onnx()
-    (batch,) = export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
-    closed = jax.make_jaxpr(function)(images)
-    graph = Graph(batch)
-    given = Value(images.shape, images.dtype, name="images", actual=images.shape)
-    (result,) = graph.walk(closed.jaxpr, closed.consts, [given])
-    graph.nodes.append(
-        onnx.helper.make_node("Identity", [graph.full(result)], ["embeddings"])
-    )
-    kinds = onnx.TensorProto
-    ends = [("images", kinds.UINT8, given), ("embeddings", kinds.FLOAT, result)]
-    described = [
-        onnx.helper.make_tensor_value_info(name, kind, ["batch", *value.shape[1:]])
-        for name, kind, value in ends
-    ]
-    sizes = sum(tensor.ByteSize() for tensor in graph.initializers)
-    if sizes > _MOST_BYTES:
-        raise InputError(
-            f"The model has {sizes / 2**30:.1f} GiB of parameters, more than the 2 GiB "
-            "of an ONNX file: export it with --format stablehlo."
-        )
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            graph.nodes, "embedding", described[:1], described[1:], graph.initializers
-        ),
-        producer_name="metricjax",
-        ir_version=10,
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
-
-def _onnx():
-    try:
-        import onnx
-        import onnx.checker
-    except ImportError as error:
-        raise InputError(
-            "--format onnx needs onnx, which is not installed: pip install "
-            "'metricjax[onnx]'."
-        ) from error
-    return onnx
-
-
-class Graph:
-    """The nodes and constants written so far."""
-
-    def __init__(self, batch: Any):
+    def __init__(self, batch: Any, operations: Mapping[str, Callable]):
         self.batch = batch
+        self._operations = operations
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self._count = 0
@@ -135,8 +75,6 @@ class Graph:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _write(self, equation: Any, values: list[Value]) -> list[Value]:
-        from metricjax import onnx_operations
-
         name, params = equation.primitive.name, equation.params
         if name in _CALLS:
             inner = params[_CALLS[name]]
@@ -152,7 +90,7 @@ class Graph:
             folded = _folded(equation, values, outputs)
             if folded is not None:
                 return folded
-        operation = onnx_operations.OPERATIONS.get(name)
+        operation = self._operations.get(name)
         if operation is None:
             raise InputError(
                 f"The model has the operation {name}, which cannot be written as ONNX "

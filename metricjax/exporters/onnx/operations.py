@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from metricjax import onnx_products
 from metricjax.errors import InputError
-from metricjax.onnx_graph import Graph, Value
+from metricjax.exporters.onnx import products
+from metricjax.exporters.onnx.graph import Graph, Value
 
 _ELEMENTWISE = {
     "abs": "Abs",
@@ -298,8 +298,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "stack": _stack,
     "split": _split,
     **{name: partial(_reduce, kind) for name, kind in _REDUCTIONS.items()},
-    "dot_general": onnx_products.dot,
-    "conv_general_dilated": onnx_products.convolve,
-    "reduce_window_max": partial(onnx_products.pool, "MaxPool"),
-    "reduce_window_sum": partial(onnx_products.pool, "AveragePool"),
+    "dot_general": products.dot,
+    "conv_general_dilated": products.convolve,
+    "reduce_window_max": partial(products.pool, "MaxPool"),
+    "reduce_window_sum": partial(products.pool, "AveragePool"),
 }

@@ -7,7 +7,7 @@ written between two transpositions, which runtimes move and cancel.
 import numpy as np
 
 from metricjax.errors import InputError
-from metricjax.onnx_graph import Graph, Value
+from metricjax.exporters.onnx.graph import Graph, Value
 
 
 def dot(graph: Graph, params, output, left: Value, right: Value) -> Value:

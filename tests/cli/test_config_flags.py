@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from paths import CONFIGS
 
-from metricjax import command_line
+from metricjax.cli import config_flags
 from metricjax.main import main
 
 CONFIG = """\
@@ -57,7 +57,7 @@ def refuse(capsys, *arguments):
 
 def parse(config_file, *overrides):
     arguments = [f"--config.{override}" for override in overrides]
-    return command_line.parse(["--config", config_file, *arguments]).config
+    return config_flags.parse(["--config", config_file, *arguments]).config
 
 
 @pytest.mark.parametrize(
@@ -111,20 +111,20 @@ def test_overrides_of_a_loss(config_file):
 
 
 def test_variants_names_and_workdirs(config_file):
-    options = command_line.parse(["--config", config_file])
+    options = config_flags.parse(["--config", config_file])
     assert (options.config.steps, options.name) == (10, "letters")
     assert options.workdir == Path("runs/letters") and not options.print_config
-    options = command_line.parse(["--config", f"{config_file}:large", "--workdir", "x"])
+    options = config_flags.parse(["--config", f"{config_file}:large", "--workdir", "x"])
     assert (options.config.steps, options.name) == (20, "letters-large")
     assert options.workdir == Path("x")
 
 
 def test_order_and_spelling_of_flags_do_not_matter(config_file):
     arguments = ["--config.seed", "3", f"--config={config_file}", "--config.steps=4"]
-    options = command_line.parse([*arguments, "--workdir=w"])
+    options = config_flags.parse([*arguments, "--workdir=w"])
     assert (options.config.seed, options.config.steps) == (3, 4)
     assert options.workdir == Path("w")
-    overridden = command_line.parse(
+    overridden = config_flags.parse(
         ["--config.steps=4", "--config", f"{config_file}:large", "--config.steps=5"]
     )
     assert overridden.config.steps == 5
@@ -132,9 +132,9 @@ def test_order_and_spelling_of_flags_do_not_matter(config_file):
 
 def test_modes(config_file, capsys):
     arguments = ["--config", config_file]
-    assert command_line.parse(arguments).mode == "train"
-    assert command_line.parse([*arguments, "--mode", "plan"]).mode == "plan"
-    assert command_line.parse(["--mode=train", *arguments]).mode == "train"
+    assert config_flags.parse(arguments).mode == "train"
+    assert config_flags.parse([*arguments, "--mode", "plan"]).mode == "plan"
+    assert config_flags.parse(["--mode=train", *arguments]).mode == "train"
     message = refuse(capsys, *arguments, "--mode=pln")
     assert "--mode is 'pln'" in message and "did you mean 'plan'" in message
     assert "choose train, plan, folds or compare" in message
@@ -291,7 +291,7 @@ def test_the_module_is_a_program(tmp_path):
 
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.py")))
 def test_the_configs_that_come_along(name):
-    options = command_line.parse(["--config", str(CONFIGS / name)])
+    options = config_flags.parse(["--config", str(CONFIGS / name)])
     assert options.config.steps >= 100
     assert f"configs/{name}" in (CONFIGS / name).read_text()
 

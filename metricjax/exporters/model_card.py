@@ -9,11 +9,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from metricjax import card_snippets
 from metricjax.config.parsing import to_dict
+from metricjax.errors import counted
+from metricjax.exporters import loading_snippets
 from metricjax.inference.trained_model import Trained
 from metricjax.models.cost import count_parameters
-from metricjax.wording import counted
 
 _NORMALIZATIONS = {
     "imagenet": "ImageNet's mean and deviation of each channel",
@@ -38,7 +38,9 @@ def render(
     results = trained.results
     sections = {
         "Input and output": _specification(trained),
-        "How to load it": card_snippets.snippet(trained.transform.config, file, kind),
+        "How to load it": loading_snippets.snippet(
+            trained.transform.config, file, kind
+        ),
         "Data": _data(results),
         "What it reaches": _metrics(results, trained),
         "Same or different": _thresholds(results),
@@ -73,7 +75,7 @@ def _specification(trained: Trained) -> str:
     return (
         f"- Input: `uint8 [b, {side}, {side}, {config.channels}]`, b images of any "
         f"number, {colours}, 0 to 255.\n"
-        f"- Sized by: {card_snippets.rule(config)} Other ways of sizing give other "
+        f"- Sized by: {loading_snippets.rule(config)} Other ways of sizing give other "
         "embeddings.\n"
         f"- Normalisation is inside: {_NORMALIZATIONS[config.normalizes_as]}.\n"
         f"- Output: `float32 [b, {trained.width}]`, each row of unit length."
@@ -241,7 +243,7 @@ def _limits(trained: Trained) -> str:
 def _versions(trained, kind, platforms, difference) -> str:
     made = trained.results.get("versions") or {}
     if kind == "onnx":
-        from metricjax.onnx_graph import OPSET
+        from metricjax.exporters.onnx.convert import OPSET
 
         form = f"ONNX, opset {OPSET}, float32"
     else:

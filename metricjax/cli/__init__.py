@@ -1,0 +1,1 @@
+"""What the commands share: parser and exit codes, config flags, progress bar."""

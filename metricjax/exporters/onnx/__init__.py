@@ -1,0 +1,1 @@
+"""From a JAX function to an ONNX model, operation by operation."""
