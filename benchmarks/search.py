@@ -22,9 +22,9 @@ from metricjax import evaluation
 from metricjax.data import pipeline
 from metricjax.inference import embed_to_file, gallery_index
 from metricjax.inference.approximate_index import Approximate
-from metricjax.inference.embedding_files import Vectors
 from metricjax.inference.gallery_index import Index
 from metricjax.inference.trained_model import Trained
+from metricjax.inference.vectors import Vectors
 
 WIDTH, CENTRES, TOP, ROUNDS, TURNS = 512, 1000, 10, 3, 8
 

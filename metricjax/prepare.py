@@ -90,7 +90,10 @@ def _run(options: argparse.Namespace) -> int:
         from metricjax.diagnostics import dataset_check
 
         page = Path(options.out or "check.html")
-        return dataset_check.run(dataset, page, threads=options.threads)
+        with progress_bar("looking at the images") as progress:
+            return dataset_check.run(
+                dataset, page, threads=options.threads, progress=progress
+            )
     from metricjax.data.formats import packing
 
     with progress_bar("packing") as progress:

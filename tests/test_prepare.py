@@ -122,7 +122,7 @@ def test_a_closed_set_is_asked_for(photos, capsys):
 def test_check(photos, monkeypatch, arguments, page):
     seen = []
 
-    def run(dataset, page, *, threads):
+    def run(dataset, page, *, threads, progress):
         seen.append((len(dataset.train), str(page), threads))
         return 2
 
@@ -144,7 +144,7 @@ def test_stopped_by_ctrl_c(photos):
     """A real signal, while threads decode."""
     program = (
         "import os, signal, sys\n"
-        "from metricjax.data import shard_writer\n"
+        "from metricjax.data.formats import shard_writer\n"
         "from metricjax.prepare import main\n"
         "encode = shard_writer._encode\n"
         "def interrupted(*arguments):\n"

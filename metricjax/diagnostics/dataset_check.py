@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from metricjax.cli.progress_bar import progress_bar
 from metricjax.data.checks import sentences
 from metricjax.data.checks.findings import (
     ACROSS_CLASSES,
@@ -33,6 +32,7 @@ def run(
     *,
     threads: int | None = None,
     say: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Check a data set, say what was found and write the page.
 
@@ -43,6 +43,7 @@ def run(
       page: the HTML file to write; one that exists is replaced.
       threads: that decode; None: as many as suit the machine.
       say: called with each sentence.
+      progress: called with how many images are done and how many there are.
 
     Returns:
       The exit code: 0 fit for training, even if there is something to look at; 2 not.
@@ -56,8 +57,7 @@ def run(
             f"The page {str(page)!r} cannot be written there: name a file in a "
             "directory that exists."
         )
-    with progress_bar("looking at the images") as progress:
-        findings = check(dataset, threads=threads, progress=progress)
+    findings = check(dataset, threads=threads, progress=progress)
     problems, warnings = sentences.problems(findings), sentences.warnings(findings)
     facts = sentences.facts(findings)
     for sentence in facts:

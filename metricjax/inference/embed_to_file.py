@@ -12,7 +12,7 @@ import jax
 
 from metricjax.data.datasets import Split
 from metricjax.errors import InputError, counted, disk_errors
-from metricjax.inference import embedding_files, partial_embeddings
+from metricjax.inference import embedding_files, partial_embeddings, vectors
 from metricjax.inference.partial_embeddings import Growing
 from metricjax.inference.trained_model import Trained
 from metricjax.runtime import exchange
@@ -132,7 +132,7 @@ def _finish(
     except InputError:
         rows.remove()
         raise
-    made = embedding_files.Vectors(
+    made = vectors.Vectors(
         embeddings=embedded.embeddings,
         valid=embedded.valid,
         names=split.names,

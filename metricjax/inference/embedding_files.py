@@ -1,67 +1,20 @@
 """Embeddings of named images in one file: .npz, or .parquet for other programs."""
 
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
-from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import InputError
 from metricjax.evaluation.neighbors import unit_rows
 from metricjax.inference import parquet
+from metricjax.inference.vectors import FORMAT, Vectors
 from metricjax.storage.atomic import written_whole
 
 SUFFIXES = (".npz", ".parquet")
 _MADE_BY = "make it with python -m metricjax.embed."
-
-
-@dataclass(frozen=True, eq=False)
-class Vectors:
-    """Embeddings of n images of c classes.
-
-    Attributes:
-      embeddings: float32 [n, d], of unit length; 0 where not valid.
-      valid: bool [n], False for images that cannot be decoded.
-      names: n paths, in the order in which the images were given.
-      labels: int32 [n], the class of each image.
-      class_names: c names.
-      model: the identity of the model, see `Trained.identity`.
-      images: a digest of which images they are; "" where it is not known.
-      categories, category_names: a coarser label; None and nothing if there is none.
-    """
-
-    embeddings: Float[np.ndarray, "n d"]
-    valid: Bool[np.ndarray, " n"]
-    names: Sequence[str]
-    labels: Int[np.ndarray, " n"]
-    class_names: Sequence[str]
-    model: str
-    images: str = ""
-    categories: Int[np.ndarray, " n"] | None = None
-    category_names: Sequence[str] = ()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def split(self) -> Split:
-        """The images, of which none can be read."""
-
-        def reader(index: int) -> np.ndarray:
-            raise UnreadableImage(self.names[index], "only its embedding is at hand")
-
-        return Split(
-            labels=self.labels,
-            class_names=self.class_names,
-            names=self.names,
-            reader=reader,
-            categories=self.categories,
-            category_names=self.category_names,
-        )
 
 
 def suffix_of(path: Path | str) -> str:
@@ -103,7 +56,7 @@ def save(vectors: Vectors, path: Path) -> None:
 
 def _arrays(vectors: Vectors) -> dict[str, np.ndarray]:
     arrays = {
-        "format": parquet.FORMAT,
+        "format": FORMAT,
         "model": vectors.model,
         "images": vectors.images,
         "embeddings": vectors.embeddings,

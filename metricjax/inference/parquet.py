@@ -2,17 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from metricjax.data.formats.labels_table import sorted_names
 from metricjax.errors import InputError
+from metricjax.inference.vectors import FORMAT, Vectors
 
-if TYPE_CHECKING:
-    from metricjax.inference.embedding_files import Vectors
-
-FORMAT = "metricjax embeddings 1"
 _METADATA = b"metricjax"
 _GROUP_BYTES = 1 << 26  # embeddings that are written at a time
 
@@ -28,7 +25,7 @@ def need() -> None:
         ) from error
 
 
-def write(vectors: "Vectors", path: Path) -> None:
+def write(vectors: Vectors, path: Path) -> None:
     """One row an image, in order.
 
     Columns: `path`, `label` and `category` (strings, null where there is none), `valid`
@@ -58,7 +55,7 @@ def write(vectors: "Vectors", path: Path) -> None:
             writer.write_table(_table(vectors, some, schema))
 
 
-def _table(vectors: "Vectors", some: slice, schema):
+def _table(vectors: Vectors, some: slice, schema):
     import pyarrow
 
     values = np.ascontiguousarray(vectors.embeddings[some]).reshape(-1)

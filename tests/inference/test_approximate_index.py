@@ -8,8 +8,8 @@ import pytest
 from metricjax.errors import InputError
 from metricjax.inference import approximate_index
 from metricjax.inference.approximate_index import Approximate
-from metricjax.inference.embedding_files import Vectors
 from metricjax.inference.gallery_index import Index
+from metricjax.inference.vectors import Vectors
 
 usearch = pytest.importorskip(
     "usearch", reason="the extra `approximate` is not installed"

@@ -8,7 +8,7 @@ import pytest
 
 from metricjax.errors import InputError
 from metricjax.inference import embedding_files, parquet
-from metricjax.inference.embedding_files import Vectors
+from metricjax.inference.vectors import Vectors
 
 SUFFIXES = [".npz", ".parquet"]
 

@@ -16,9 +16,9 @@ from metricjax.inference import (
     index_cache,
     partial_embeddings,
 )
-from metricjax.inference.embedding_files import Vectors
 from metricjax.inference.gallery_index import Index
 from metricjax.inference.trained_model import Trained
+from metricjax.inference.vectors import Vectors
 
 pytestmark = pytest.mark.usefixtures("quick")
 
