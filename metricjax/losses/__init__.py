@@ -1,6 +1,7 @@
 """Losses: pure functions of arrays. No Flax, no state, no normalising of embeddings."""
 
 from metricjax.losses import embedding_expansion
+from metricjax.losses._kernels.anchors import Tiling
 from metricjax.losses.classification import softmax_cross_entropy
 from metricjax.losses.contrastive import contrastive
 from metricjax.losses.divergence import divergence
@@ -8,7 +9,6 @@ from metricjax.losses.hierarchical import Level, hierarchical_proxy
 from metricjax.losses.lifted_structure import lifted_structure
 from metricjax.losses.multi_similarity import multi_similarity
 from metricjax.losses.n_pair import n_pair
-from metricjax.losses.pairwise import Tiling
 from metricjax.losses.proxies import proxy_anchor, proxy_nca
 from metricjax.losses.triplet import triplet
 

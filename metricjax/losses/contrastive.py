@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairs, pairwise
-from metricjax.losses.numerics import masked_mean
-from metricjax.losses.tiles import Statistic
+from metricjax.losses._kernels import anchors as pairwise
+from metricjax.losses._kernels import pairs
+from metricjax.losses._kernels.numerics import masked_mean
+from metricjax.losses._kernels.tiles import Statistic
 
 REDUCTIONS = ("mean", "nonzero")
 AMONG = ("all", "adjacent")

@@ -20,8 +20,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise, segments
-from metricjax.losses.numerics import (
+from metricjax.losses._kernels import anchors as pairwise
+from metricjax.losses._kernels import segments
+from metricjax.losses._kernels.anchors import Tiling
+from metricjax.losses._kernels.numerics import (
     log1p_sum_exp,
     masked_logsumexp,
     masked_max,
@@ -29,7 +31,6 @@ from metricjax.losses.numerics import (
     safe_sqrt,
     unit,
 )
-from metricjax.losses.pairwise import Tiling
 
 
 def synthesize(

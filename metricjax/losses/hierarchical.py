@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise
+from metricjax.losses._kernels import anchors as pairwise
 from metricjax.losses.proxies import check_labels, proxy_anchor
 
 

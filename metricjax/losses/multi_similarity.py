@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairs, pairwise
-from metricjax.losses.tiles import Statistic
+from metricjax.losses._kernels import anchors as pairwise
+from metricjax.losses._kernels import pairs
+from metricjax.losses._kernels.tiles import Statistic
 
 
 def multi_similarity(

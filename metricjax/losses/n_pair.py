@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise
-from metricjax.losses.numerics import log1p_sum_exp
+from metricjax.losses._kernels import anchors as pairwise
+from metricjax.losses._kernels.numerics import log1p_sum_exp
 
 # The most pairs a batch may have is half its size. How many it has is known only when
 # it is there; the matrix is made for the smallest of these shares that holds them.

@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import numerics, pairwise
+from metricjax.losses._kernels import anchors as pairwise
+from metricjax.losses._kernels import numerics
 
 
 def proxy_nca(

@@ -8,10 +8,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairs, pairwise, triplet_sums
-from metricjax.losses.hardest import hardest
-from metricjax.losses.positives import positives_of
-from metricjax.losses.tiles import Statistic
+from metricjax.losses._kernels import anchors as pairwise
+from metricjax.losses._kernels import pairs, triplets
+from metricjax.losses._kernels.mining import hardest
+from metricjax.losses._kernels.positives import positives_of
+from metricjax.losses._kernels.tiles import Statistic
 
 MININGS = ("hard", "all", "semihard")
 # Up to this many positives of an anchor are taken one by one in tiles,
@@ -84,7 +85,7 @@ def triplet(
     }
     if mining != "hard":
         semi = mining == "semihard"
-        rows = triplet_sums.semihard if semi else triplet_sums.active
+        rows = triplets.semihard if semi else triplets.active
         in_rows = partial(
             pairwise.mean_over_anchors, partial(rows, margin), batched=True, **options
         )
@@ -109,7 +110,7 @@ def triplet(
 
 
 def _in_tiles(margin, semi, squared, tiling, of_each, at_once, embeddings, labels):
-    """Mean over the triplets of `triplet_sums`, each anchor with few positives.
+    """Mean over the triplets of `triplets`, each anchor with few positives.
 
     The distance to each positive is known before the tiles are made, so that a tile is
     asked how many of its negatives make a triplet with it. `at_once`: positives are so

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from metricjax.errors import InputError
-from metricjax.losses import numerics
+from metricjax.losses._kernels import numerics
 
 
 class Clusters(NamedTuple):

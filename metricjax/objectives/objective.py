@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import pairwise
-from metricjax.losses.numerics import masked_max, masked_mean, masked_min
+from metricjax.losses._kernels import anchors
+from metricjax.losses._kernels.numerics import masked_max, masked_mean, masked_min
 from metricjax.models.output import Output
 from metricjax.objectives import cross_batch_memory as memories
 from metricjax.objectives.cross_batch_memory import MemoryConfig
@@ -41,7 +41,7 @@ class ObjectiveConfig:
     Attributes:
       terms: name of a loss in `LOSSES` -> its weight and settings.
       block_size: anchors per block of the pair losses on each device, see
-        `pairwise.Tiling`; None: all at once.
+        `losses.Tiling`; None: all at once.
       matmul_dtype: of the Gram matrix, "float32" or "bfloat16".
       memory: past batches that the pair losses compare with, see `MemoryConfig`.
     """
@@ -90,7 +90,7 @@ class ObjectiveConfig:
                 loss = LOSSES[name]
                 yield name, loss, term.weight, {**loss.options, **term.options}
 
-    def tiling(self, mesh: Mesh | None = None) -> pairwise.Tiling:
+    def tiling(self, mesh: Mesh | None = None) -> anchors.Tiling:
         """How the pair losses go through their rows on these devices.
 
         Without blocks the compiler divides the rows among the devices; in blocks each
@@ -99,8 +99,8 @@ class ObjectiveConfig:
         dtype = jnp.dtype(self.matmul_dtype)
         several = mesh is not None and mesh.size > 1
         if self.block_size is None or not several:
-            return pairwise.Tiling(self.block_size, dtype=dtype)
-        return pairwise.Tiling(self.block_size, mesh, dtype)
+            return anchors.Tiling(self.block_size, dtype=dtype)
+        return anchors.Tiling(self.block_size, mesh, dtype)
 
     @property
     def classifies(self) -> bool:
@@ -281,7 +281,7 @@ def pair_statistics(
     embeddings: Float[Array, "b d"],
     labels: Int[Array, " b"],
     margin: float,
-    tiling: pairwise.Tiling = pairwise.Tiling(),
+    tiling: anchors.Tiling = anchors.Tiling(),
 ) -> dict[str, Float[Array, ""]]:
     """How a batch stands: what to look at when a loss does not move.
 
@@ -302,7 +302,7 @@ def pair_statistics(
             "active": (jnp.float32(gap + margin > 0), some[0] & some[1]),
         }
 
-    rows = pairwise.anchor_values(
+    rows = anchors.anchor_values(
         row, jax.lax.stop_gradient(embeddings), labels, tiling=tiling
     )
     return {name: masked_mean(*values) for name, values in rows.items()}

@@ -11,7 +11,8 @@ import reference_pairs as slow
 
 from metricjax import losses
 from metricjax.errors import InputError
-from metricjax.losses import Tiling, triplet_sums
+from metricjax.losses import Tiling
+from metricjax.losses._kernels import triplets
 from metricjax.runtime import mesh
 
 # Unequal classes, one of a single image, any integers.
@@ -111,7 +112,7 @@ def test_embeddings_close_together(case, block_size):
 @pytest.mark.parametrize("many", [0, 1])
 @pytest.mark.parametrize("case", ["triplet all", "triplet semihard"])
 def test_triplets_by_sorting_equal_reference(case, many, monkeypatch):
-    monkeypatch.setattr(triplet_sums, "_MANY", many)
+    monkeypatch.setattr(triplets, "_MANY", many)
     function, _, options = CASES[case]
     x, y = rows(14, seed=3), np.array([0, 0, 0, 1, 1, 1, 1, 1, 0, 2, 0, 2, 1, 0])
     # A function of its own, so that no other compilation is taken.

@@ -11,7 +11,8 @@ import reference
 import reference_proxies
 
 from metricjax.errors import InputError
-from metricjax.losses import Tiling, numerics
+from metricjax.losses import Tiling
+from metricjax.losses._kernels import numerics
 from metricjax.losses.proxies import check_labels, proxy_anchor, proxy_nca
 from metricjax.runtime import mesh
 

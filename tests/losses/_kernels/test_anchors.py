@@ -9,9 +9,10 @@ import pytest
 import reference
 
 from metricjax.errors import InputError
-from metricjax.losses import Tiling, pairwise
-from metricjax.losses.hardest import hardest
-from metricjax.losses.numerics import masked_mean
+from metricjax.losses import Tiling
+from metricjax.losses._kernels import anchors
+from metricjax.losses._kernels.mining import hardest
+from metricjax.losses._kernels.numerics import masked_mean
 from metricjax.runtime import mesh
 
 LABELS = np.array([4, 4, 4, 7, 7, -2, -2, -2, -2, 9, 7, 5])
@@ -41,7 +42,7 @@ def slow_anchor(positives, negatives):
 
 
 def loss(embeddings, labels=LABELS, **options):
-    return pairwise.mean_over_anchors(anchor, embeddings, labels, **options)
+    return anchors.mean_over_anchors(anchor, embeddings, labels, **options)
 
 
 @partial(jax.jit, static_argnames=("measure", "tiling"))
@@ -64,28 +65,28 @@ def close(got, expected, rtol=1e-5):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_measures_equal_reference(dtype):
-    anchors, references = rows(5, 32, seed=1), rows(9, 32, seed=2)
-    expected = reference.distances(anchors, references)
+    x, references = rows(5, 32, seed=1), rows(9, 32, seed=2)
+    expected = reference.distances(x, references)
     tolerance = 1e-5 if dtype == jnp.float32 else 5e-3
-    args = f32(anchors), f32(references), dtype
-    close(pairwise.distances(*args), expected, tolerance)
-    close(pairwise.squared_distances(*args), expected**2, tolerance)
-    close(pairwise.dot_products(*args), anchors @ references.T, tolerance)
-    for measure in (pairwise.distances, pairwise.dot_products):
+    args = f32(x), f32(references), dtype
+    close(anchors.distances(*args), expected, tolerance)
+    close(anchors.squared_distances(*args), expected**2, tolerance)
+    close(anchors.dot_products(*args), x @ references.T, tolerance)
+    for measure in (anchors.distances, anchors.dot_products):
         assert measure(*args).dtype == jnp.float32
 
 
 def test_distances_far_from_unit_length():
-    anchors, references = 100.0 * rows(5, 8, seed=1), 0.01 * rows(7, 8, seed=2)
-    got = pairwise.distances(f32(anchors), f32(references), jnp.float32)
-    close(got, reference.distances(anchors, references))
+    x, references = 100.0 * rows(5, 8, seed=1), 0.01 * rows(7, 8, seed=2)
+    got = anchors.distances(f32(x), f32(references), jnp.float32)
+    close(got, reference.distances(x, references))
 
 
 def test_distance_of_coinciding_rows_is_zero_with_finite_gradient():
     same = f32([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0]])
 
     def total(x):
-        return pairwise.distances(x, x, jnp.float32)[0, 1]
+        return anchors.distances(x, x, jnp.float32)[0, 1]
 
     value, slopes = jax.jit(jax.value_and_grad(total))(same)
     assert value == 0
@@ -96,7 +97,7 @@ def test_distance_of_coinciding_rows_is_zero_with_finite_gradient():
 def test_references_that_are_not_finite_keep_to_themselves(counts):
     """The mean about which distances are made is of no use with one of them."""
     x, references = f32(rows()), f32(rows(7, seed=3)).at[2].set(jnp.nan)
-    got = pairwise.anchor_values(
+    got = anchors.anchor_values(
         lambda row, positives, negatives: row, x, LABELS, references=references,
         reference_labels=LABELS[:7], reference_mask=(np.arange(7) != 2) | counts,
     )  # fmt: skip
@@ -169,7 +170,7 @@ def test_gradient_scales_with_what_is_done_to_the_loss(block_size):
     close(jax.jit(jax.grad(scaled))(embeddings), expected)
 
 
-@pytest.mark.parametrize("measure", [pairwise.squared_distances, pairwise.dot_products])
+@pytest.mark.parametrize("measure", [anchors.squared_distances, anchors.dot_products])
 @pytest.mark.parametrize("block_size", [1, 5])
 def test_blocks_equal_dense_with_other_measures(measure, block_size):
     embeddings = f32(rows())
@@ -342,7 +343,7 @@ def test_sides_go_with_their_anchors(block_size):
         return total
 
     def ours(embeddings):
-        return pairwise.sum_over_anchors(
+        return anchors.sum_over_anchors(
             weighed, embeddings, LABELS, anchor_sides=f32(sides),
             tiling=Tiling(block_size),
         )  # fmt: skip
@@ -365,7 +366,7 @@ def test_values_of_anchors_and_their_gradient(block_size):
         return (squares * (LABELS[:, None] != LABELS[None, :])).sum(axis=1) @ scales
 
     def ours(embeddings):
-        values = pairwise.anchor_values(
+        values = anchors.anchor_values(
             farness, embeddings, LABELS, tiling=Tiling(block_size)
         )
         return values @ f32(scales)

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.losses import arrangement, tiles
-from metricjax.losses.arrangement import Anchors, References
-from metricjax.losses.pairwise import Measure, Tiling, distances, labelled_pairs
-from metricjax.losses.tiles import Statistic, Tile, Tiles, expand
+from metricjax.losses._kernels import blocks, tiles
+from metricjax.losses._kernels.anchors import Measure, Tiling, distances, labelled_pairs
+from metricjax.losses._kernels.blocks import Anchors, References
+from metricjax.losses._kernels.tiles import Statistic, Tile, Tiles, expand
 
 
 def statistics(
@@ -45,7 +45,7 @@ def statistics(
       sides: arrays [b] of the anchors that it is told of.
       reference_sides: arrays [n] of the references; `sides` where those are the batch.
 
-    The other arguments are those of `pairwise.mean_over_anchors`. In blocks, within one
+    The other arguments are those of `anchors.mean_over_anchors`. In blocks, within one
     batch and on one device, half of the products are made, in tiles of `block_size`
     squared.
     """
@@ -61,8 +61,8 @@ def statistics(
         tile = _rows(measure, pairs.own, tiling.dtype, anchors, others)
         return statistic.of_tile(tile, 1)
 
-    plan = arrangement.Plan(of_rows, tiling.block_size, tiling.mesh)
-    return arrangement.per_anchor(plan, pairs.anchors, pairs.references)
+    plan = blocks.Plan(of_rows, tiling.block_size, tiling.mesh)
+    return blocks.per_anchor(plan, pairs.anchors, pairs.references)
 
 
 def sum_over_pairs(
@@ -103,8 +103,8 @@ def sum_over_pairs(
         return jnp.sum(pair(tile)), jnp.float32(0.0)
 
     symmetric = symmetric and pairs.own and reference_mask is None
-    plan = arrangement.Plan(of_rows, tiling.block_size, tiling.mesh, symmetric)
-    return arrangement.total(plan, pairs.anchors, pairs.references)[0]
+    plan = blocks.Plan(of_rows, tiling.block_size, tiling.mesh, symmetric)
+    return blocks.total(plan, pairs.anchors, pairs.references)[0]
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def sum_over_anchors(
         surrogate = jnp.sum(pair(tile._replace(sides=expand(sides, 1))))
         return with_gradient_of(jnp.sum(values), surrogate), jnp.float32(0.0)
 
-    plan = arrangement.Plan(of_rows, tiling.block_size, tiling.mesh)
-    return arrangement.total(plan, pairs.anchors, pairs.references)[0]
+    plan = blocks.Plan(of_rows, tiling.block_size, tiling.mesh)
+    return blocks.total(plan, pairs.anchors, pairs.references)[0]
 
 
 def in_tiles(

@@ -6,7 +6,7 @@ made: half of the products of whole rows, memory O(tile^2), and everything betwe
 products stays in the processor's cache. Sorting also gathers the positive pairs in few
 tiles, whatever the order of the labels was; all others are made without masks.
 
-What is computed of a tile is handed in, as in `arrangement.py`.
+What is computed of a tile is handed in, as in `blocks.py`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.losses.arrangement import Anchors
+from metricjax.losses._kernels.blocks import Anchors
 
 
 class Tile(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from metricjax.losses.pairs import statistics
-from metricjax.losses.tiles import Statistic
+from metricjax.losses._kernels.pairs import statistics
+from metricjax.losses._kernels.tiles import Statistic
 
 # Beyond every number of a reference.
 _NOWHERE = jnp.iinfo(jnp.int32).max

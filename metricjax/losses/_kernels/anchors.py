@@ -1,9 +1,9 @@
-"""The pair kernel: one anchor's row is the mathematics, the rest is arrangement.
+"""The pair kernel: one anchor's row is the mathematics, the rest is blocks.
 
 A pair loss is a function of one anchor: its distances to all references and two masks,
 `(row [n], positives [n], negatives [n]) -> (value, weight)`. This file makes the rows
 as one Gram matrix, maps the function over the anchors, and adds up; at once, in blocks
-of anchors, or over the devices of a mesh (`arrangement.py`). All of them run the same
+of anchors, or over the devices of a mesh (`blocks.py`). All of them run the same
 function, so they are the same mathematics by construction.
 
 A squared distance out of products is rounded by about 1e-7 of the squared lengths, not
@@ -25,9 +25,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses import arrangement
-from metricjax.losses.arrangement import Anchors, References
-from metricjax.losses.numerics import safe_sqrt
+from metricjax.losses._kernels import blocks
+from metricjax.losses._kernels.blocks import Anchors, References
+from metricjax.losses._kernels.numerics import safe_sqrt
 
 # (row [n], positives [n], negatives [n][, side]) -> (value, weight), or -> value.
 Anchor = Callable[..., Any]
@@ -177,8 +177,8 @@ def anchor_values(
     )  # fmt: skip
 
     function = partial(_values_of_rows, anchor, measure, own, tiling.dtype, batched)
-    plan = arrangement.Plan(function, tiling.block_size, tiling.mesh)
-    return arrangement.per_anchor(plan, anchors, others)
+    plan = blocks.Plan(function, tiling.block_size, tiling.mesh)
+    return blocks.per_anchor(plan, anchors, others)
 
 
 def paired_distances(
@@ -299,8 +299,8 @@ def _totals(
         measure=measure,
     )  # fmt: skip
     function = partial(_sum_of_rows, anchor, measure, own, tiling.dtype, batched)
-    plan = arrangement.Plan(function, tiling.block_size, tiling.mesh)
-    return arrangement.total(plan, anchors, others)
+    plan = blocks.Plan(function, tiling.block_size, tiling.mesh)
+    return blocks.total(plan, anchors, others)
 
 
 def _values_of_rows(anchor, measure, own, dtype, batched, anchors, references):

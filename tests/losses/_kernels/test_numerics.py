@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metricjax.losses.numerics import masked_max, masked_mean, masked_min, safe_sqrt
+from metricjax.losses._kernels.numerics import (
+    masked_max,
+    masked_mean,
+    masked_min,
+    safe_sqrt,
+)
 
 VALUES = jnp.asarray([3.0, -2.0, 5.0, -7.0])
 REDUCTIONS = {

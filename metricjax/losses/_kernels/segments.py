@@ -6,7 +6,7 @@ length follows from three. No point is ever made. A scan over the combinations o
 keeps the best one of every two segments, memory O(segments^2) for any number of points;
 the gradient goes through the chosen combination alone, worked out once more.
 
-The ends are taken from their centre c, as distances are in `pairwise.py`. A point is
+The ends are taken from their centre c, as distances are in `anchors.py`. A point is
 then `s c + u`, u out of the moved ends and s the factor that brings it to unit length,
 1 without. With `g = c u + (s - 1) |c|^2 / 2` and t, v and h of another point,
 
@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from metricjax.losses import pairwise
+from metricjax.losses._kernels import anchors as pairwise
 
 # Below this share of its ends' squares a point is at the origin, up to rounding.
 _ORIGIN = 1e-6
