@@ -1,4 +1,4 @@
-"""`python -m metricjax.calibrate`: thresholds from one's own labelled images."""
+"""`metricjax calibrate`: thresholds from one's own labelled images."""
 
 import argparse
 import json
@@ -8,31 +8,35 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from metricjax.cli.parser import Parser, answer
 from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError
 
 USAGE = """\
-metricjax: the similarity from which two images are taken for the same.
+metricjax calibrate: the similarity above which two images count as the same.
 
-  python -m metricjax.calibrate RUN SOURCE [--rates 0.1,0.01] [--out FILE.json]
+  metricjax calibrate RUN SOURCE [--rates 0.1,0.01] [--out FILE.json]
 
 Embeds the images of SOURCE, compares every pair of them, and prints for each rate of
-false matches (pairs of different classes taken for the same) the threshold and the
+false matches (pairs of different classes that count as the same) the threshold and the
 share of the pairs of one class that it finds, with intervals over classes; then what
 the run's own thresholds reach on these images. Use classes that the network was not
 trained on.
 
   RUN              the workdir of a finished run, here or in a bucket
   SOURCE           a directory, .zip or .tar with class folders, or a labels.csv; a
-                     packed data set; what python -m metricjax.embed has written
+                     packed data set; a file that `metricjax embed` has written
   --rates LIST     of false matches (default: 0.1,0.01,0.001,0.0001); rates for which
                      there are too few pairs are named and left out
   --part PART      train or test: that half of a data set (default: all)
-  --out FILE.json  write it all there as well, with the points of the curve
-  --help           this text
+  --out FILE.json  write all of it there as well, with the points of the curve
+  --help, --version
+                   this text; the version
+
+Examples:
+
+  metricjax calibrate runs/quickstart photos.zip
+  metricjax calibrate runs/quickstart photos.zip --rates 0.01,0.001 --out rates.json
 
 Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
 1 a fault of metricjax, with a traceback.
@@ -68,6 +72,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
+    import numpy as np
+
     from metricjax import evaluation
     from metricjax.inference import verify_split
     from metricjax.inference.gallery_index import Index

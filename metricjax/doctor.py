@@ -1,32 +1,36 @@
-"""`python -m metricjax.doctor`: is this machine, are these hosts fit for a run?"""
+"""`metricjax doctor`: is this machine, are these hosts fit for a run?"""
 
 import argparse
-import os
 import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 
-from metricjax.cli.parser import Parser
+from metricjax.cli.parser import Parser, answer
 from metricjax.cli.progress_bar import progress_bar
 from metricjax.diagnostics import host_checks
 from metricjax.diagnostics.host_checks import FAILED, OK, WARNING, Finding
-from metricjax.errors import InputError
 
 USAGE = """\
-metricjax: is this machine fit for a run?
+metricjax doctor: is this machine fit for a run?
 
-  python -m metricjax.doctor [--workdir DIR] [--data ROOT]
+  metricjax doctor [--workdir DIR] [--data ROOT]
 
-Says in one line a check what was found, and the remedy where something is wrong:
-versions that belong together, hosts, devices, a two-second all-reduce over them,
-compilation, writing to the workdir, the rate at which images are decoded, memory and
-disk. Takes some ten seconds and leaves nothing behind. For a run of several hosts start
-it on all of them, as the run would be.
+Prints one line a check, with the remedy where something is wrong: versions that belong
+together, hosts, devices, a two-second all-reduce over them, compilation, writing to the
+workdir, the rate at which images are decoded, memory and disk. Takes about ten seconds
+and leaves nothing behind. For a run of several hosts start it on all of them, as the
+run would be.
 
   --workdir DIR  where runs are to be kept (default: runs); also gs://bucket/dir
   --data ROOT    what data.root is to be: is it there and readable?
-  --help         this text
+  --help, --version
+                 this text; the version
+
+Examples:
+
+  metricjax doctor
+  metricjax doctor --workdir gs://bucket/runs --data photos.zip
 
 Exit code: 0 nothing failed; 2 something failed, or the command line is wrong; 1 a fault
 of metricjax, with a traceback.
@@ -42,25 +46,20 @@ _PATIENCE = 60.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if {"--help", "-h", "-help"} & set(arguments):
-        print(USAGE, end="")
-        return 0
+    return answer(
+        arguments, USAGE, lambda given: _run(_parse(given)), without_arguments=True
+    )
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser()
     parser.add_argument("--workdir", default="runs")
     parser.add_argument("--data")
-    try:
-        return _run(parser.parse_args(arguments))
-    except InputError as error:
-        print(f"metricjax: {error}", file=sys.stderr)
-        return 2
+    return parser.parse_args(arguments)
 
 
 def _run(options: argparse.Namespace) -> int:
     first = host_checks.versions()
-    if {"JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"} & set(os.environ):
-        # As in main: of a lost host one sentence tells, not C++ besides.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         from metricjax.diagnostics import device_checks
         from metricjax.runtime import connection, exchange, watchdog

@@ -1,4 +1,4 @@
-"""`python -m metricjax.embed`: the embeddings of any images, in a file."""
+"""`metricjax embed`: the embeddings of any images, in a file."""
 
 import argparse
 import sys
@@ -9,15 +9,14 @@ from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError
 
 USAGE = """\
-metricjax: images to embeddings, by a network that was trained.
+metricjax embed: images to embeddings, by a trained network.
 
-  python -m metricjax.embed RUN [SOURCE] --out FILE.npz [--part test]
-  python -m metricjax.embed RUN [SOURCE] --out FILE.parquet
+  metricjax embed RUN [SOURCE] --out FILE.npz [--part test]
+  metricjax embed RUN [SOURCE] --out FILE.parquet
 
-Embeds every image of SOURCE in its order. An image that cannot be decoded is named and
-keeps its row, which is marked as not valid. Stopped at any moment, the same command
-goes on where it stopped (what is done lies in FILE.unfinished) and ends with the same
-file.
+Embeds every image of SOURCE in order. An image that cannot be decoded is named and
+keeps its row, marked as not valid. If it is stopped, the same command resumes (partial
+results are kept in FILE.unfinished) and ends with the same file.
 
   RUN                the workdir of a finished run, here or in a bucket
   SOURCE             a directory, .zip or .tar, with class folders, a labels.csv or
@@ -29,11 +28,16 @@ file.
                        category, valid, embedding; databases and data frames read it
   --name NAME        cub, cars, sop, inshop, tfds:NAME, glyphs, packed or folder
   --part PART        train or test: that half of a data set (default: all)
-  --cropped          crop to the bounding boxes that cub and cars come with
+  --cropped          crop to the bounding boxes of cub and cars
   --threads N        that read images (default: 1 per processor, at most 16)
-  --help             this text
+  --help, --version  this text; the version
 
 All devices are used, and all hosts on which the command is started, as for training.
+
+Examples:
+
+  metricjax embed runs/quickstart photos.zip --out embeddings.npz
+  metricjax embed gs://bucket/run --part test --out test.parquet
 
 Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
 1 a fault of metricjax, with a traceback.
@@ -42,7 +46,7 @@ Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctr
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    stopped = "stopped; the same command goes on from here."
+    stopped = "stopped; run the same command again to resume."
     return answer(arguments, USAGE, lambda given: _run(_parse(given)), stopped=stopped)
 
 

@@ -1,4 +1,4 @@
-"""`python -m metricjax.explore`: a page to walk through images by their neighbours."""
+"""`metricjax explore`: a page to walk through images by their neighbours."""
 
 import argparse
 import sys
@@ -8,34 +8,38 @@ from pathlib import Path
 from metricjax.cli.parser import Parser, answer
 from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError, counted
-from metricjax.explorer import explorer_page
-from metricjax.inference.embedder import Embedded
 
 USAGE = """\
-metricjax: a page to walk through images, as a trained network sees them.
+metricjax explore: an HTML page to browse images as a trained network sees them.
 
-  python -m metricjax.explore RUN [SOURCE] [--out explorer.html]
+  metricjax explore RUN [SOURCE] [--out explorer.html]
 
-Writes one HTML file that needs no network: click any image to see its neighbours, go on
-from there; worst queries, classes taken for each other, a table of classes, a map, and
-how alike pairs are. A run writes the same page of its test images when it ends.
+Writes one self-contained HTML file: click any image to see its neighbours and go on
+from there; worst queries, confused classes, a table of classes, a map, and how similar
+pairs are. A run writes the same page for its test images when it ends.
 
   RUN              the workdir of a finished run, here or in a bucket
   SOURCE           a directory, .zip or .tar, with class folders, a labels.csv or
-                   neither; a packed data set; a text list of paths, one a line; a file
-                   of python -m metricjax.embed; or what --name says (default: the test
-                   images of the run)
+                     neither; a packed data set; a text list of paths, one a line; a
+                     file of `metricjax embed`; or what --name says (default: the test
+                     images of the run)
   --out FILE       the page (default: explorer.html)
   --name NAME      cub, cars, sop, inshop, tfds:NAME, glyphs, packed or folder
   --part PART      train or test: that half of a data set (default: all of SOURCE)
-  --cropped        crop to the bounding boxes that cub and cars come with
+  --cropped        crop to the bounding boxes of cub and cars
   --tsne           with a t-SNE map as well (needs metricjax[cluster]; slow from some
-                   thousands of images on)
+                     thousands of images on)
   --threads N      that read images (default: 1 per processor, at most 16)
-  --help           this text
+  --help, --version
+                   this text; the version
 
-Embeddings are kept and used again, as those of python -m metricjax.search are. The
-address explorer.html#image=123 opens the page at image 123 of SOURCE, counted from 0.
+Embeddings are cached and reused, as those of `metricjax search` are. The address
+explorer.html#image=123 opens the page at image 123 of SOURCE, counted from 0.
+
+Examples:
+
+  metricjax explore runs/quickstart
+  metricjax explore runs/quickstart photos.zip --out photos.html
 
 Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
 1 a fault of metricjax, with a traceback.
@@ -72,7 +76,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax.explorer import projections
+    from metricjax.explorer import explorer_page, projections
+    from metricjax.inference.embedder import Embedded
     from metricjax.inference.gallery_index import Index
     from metricjax.inference.trained_model import Trained
     from metricjax.runtime import compilation_cache

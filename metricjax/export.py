@@ -1,4 +1,4 @@
-"""`python -m metricjax.export`: a trained network as a file for other programs."""
+"""`metricjax export`: a trained network as a file for other programs."""
 
 import argparse
 import sys
@@ -8,10 +8,10 @@ from metricjax.cli.parser import Parser, answer
 from metricjax.errors import InputError
 
 USAGE = """\
-metricjax: a trained network as one file, and a card that tells what it is.
+metricjax export: a trained network as one file, with a model card.
 
-  python -m metricjax.export RUN --format stablehlo [--out FILE] [--platforms cpu,tpu]
-  python -m metricjax.export RUN --format onnx [--out FILE]
+  metricjax export RUN --format stablehlo [--out FILE] [--platforms cpu,tpu]
+  metricjax export RUN --format onnx [--out FILE]
 
 The file takes uint8 images [b, s, s, c], any number b of them, sized as the card says,
 and gives float32 embeddings [b, d] of unit length; normalisation is inside. It is read
@@ -24,7 +24,13 @@ intervals, thresholds and settings, and how to load the file.
                       metricjax[onnx]
   --out FILE        default: RUN/model.stablehlo or RUN/model.onnx
   --platforms LIST  of stablehlo: some of cpu, cuda, rocm, tpu (default: cpu,cuda,tpu)
-  --help            this text
+  --help, --version
+                    this text; the version
+
+Examples:
+
+  metricjax export runs/quickstart --format onnx
+  metricjax export runs/quickstart --format stablehlo --platforms cpu
 
 Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
 1 a fault of metricjax, with a traceback.

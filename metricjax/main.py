@@ -1,69 +1,126 @@
-"""`python -m metricjax.main`: flags to config to training; nothing else."""
+"""`metricjax train`, `plan`, `folds` and `compare`, or `--mode` of this module."""
 
-import os
 import sys
 
-USAGE = """\
-metricjax: deep metric learning for image retrieval in JAX/Flax.
+from metricjax.cli.parser import answer
+from metricjax.errors import InputError
 
-  python -m metricjax.main --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE]
-  python -m metricjax.main --config FILE[:VARIANT] --mode plan
-  python -m metricjax.main --mode compare RUN RUN ...
-
-Trains an embedding, judges it on classes it has never seen and writes a report.
-Running the same command again resumes at the very next batch.
-
+_EXIT = """
+Exit code: 0 done, or stopped by SIGTERM or Ctrl-C and saved; 2 something to mend, told
+in one sentence; 1 a fault of metricjax, with a traceback, or of several hosts one that
+was lost, told in one sentence (run the same command again). All hosts end together.
+"""
+_SETTINGS = """\
   --config FILE[:VARIANT]  what to run; among the files in configs/ are
                              configs/quickstart.py           letters drawn from
                                typefaces; needs no data, takes about two minutes
                              configs/omniglot.py             handwritten characters
                              configs/cgd_resnet50.py:folder  your own images
-  --workdir DIR            where the run is kept (default: runs/FILE[-VARIANT]):
-                             report.html, explorer.html, results.json,
-                             metrics.jsonl, checkpoints/; also gs://bucket/run
   --config.KEY=VALUE       change a setting, as often as you like, for example
                              --config.data.root=photos.zip
                              --config.steps=2000
                              --config.objective.terms.triplet.margin=0.2
-  --mode plan              train nothing and write nothing, but say what a run needs:
-                             memory, time, the largest batch that fits; here, or on TPU
-                             chips elsewhere (--config.plan.topology=v5e:16x16)
-  --mode folds             a run for each part of the training classes, held out in turn
-                             (--config.data.folds=4), in DIR/fold0 ...; then the mean,
-                             and the embeddings joined. Run again to resume
-  --mode compare RUN ...   workdirs of finished runs side by side: seeds of the same
-                             settings together, differences paired, 95% intervals;
-                             --format latex instead of markdown
-  --print_config           print every setting with its value and exit
-  --help                   this text
-
-Exit code: 0 done, or stopped by SIGTERM or Ctrl-C and saved; 2 something to mend, told
-in one sentence; 1 a fault of metricjax, with a traceback, or of several hosts one that
-was lost, told in one sentence (run the same command again). All hosts end together.
 """
+_WORKDIR = """\
+  --workdir DIR            where the run is kept (default: runs/FILE[-VARIANT]):
+                             report.html, explorer.html, results.json,
+                             metrics.jsonl, checkpoints/; also gs://bucket/run
+"""
+_MODE = """\
+  --mode MODE              train (default); --mode plan, folds or compare do what the
+                             commands of these names do
+"""
+_COMMON = """\
+  --print_config           print every setting with its value and exit
+  --help, --version        this text; the version
+"""
+USAGES = {
+    "train": f"""\
+metricjax train: train an embedding and evaluate it on classes it has never seen.
+
+  metricjax train --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]
+
+Writes a report. Running the same command again resumes at the very next batch, also
+after a kill. The same command on every host is one run over all of their devices.
+
+{_SETTINGS}{_WORKDIR}{_MODE}{_COMMON}
+Examples:
+
+  metricjax train --config configs/quickstart.py
+  metricjax train --config configs/cgd_resnet50.py:folder --config.data.root=photos.zip
+  python -m metricjax.main --config configs/cgd_resnet50.py --workdir gs://bucket/run
+{_EXIT}""",
+    "plan": f"""\
+metricjax plan: what a run will need, before it starts.
+
+  metricjax plan --config FILE[:VARIANT] [--config.KEY=VALUE ...]
+
+Trains nothing and writes nothing. Prints memory, the time of a step and of the run, and
+the largest batch that fits: on the devices that are here, of which a few steps are
+measured, or on TPU chips that are not, for which programs are compiled and times
+estimated (needs metricjax[plan]).
+
+{_SETTINGS}{_COMMON}
+Examples:
+
+  metricjax plan --config configs/cgd_resnet50.py:folder --config.data.root=photos.zip
+  metricjax plan --config configs/cgd_resnet50.py --config.plan.topology=v5e:16x16
+{_EXIT}""",
+    "folds": f"""\
+metricjax folds: class-disjoint cross-validation.
+
+  metricjax folds --config FILE[:VARIANT] [--workdir DIR] [--config.KEY=VALUE ...]
+
+One run for each part of the training classes, held out in turn, in DIR/fold0, fold1 and
+so on; then the mean over folds with its interval, and the embeddings of all folds
+joined. Running the same command again resumes.
+
+{_SETTINGS}{_WORKDIR}{_COMMON}
+Examples:
+
+  metricjax folds --config configs/quickstart.py --workdir runs/folds
+  metricjax folds --config configs/omniglot.py --config.data.folds=5
+{_EXIT}""",
+    "compare": """\
+metricjax compare: finished runs side by side.
+
+  metricjax compare RUN RUN ... [--format markdown|latex]
+
+Runs of the same settings over several seeds count as one entry. Differences are paired,
+over seeds or over queries, with 95% intervals.
+
+  RUN                workdirs of finished runs, here or in a bucket
+  --format NAME      markdown (default) or latex
+  --help, --version  this text; the version
+
+Examples:
+
+  metricjax compare runs/cgd-seed0 runs/cgd-seed1 runs/abe-seed0 runs/abe-seed1
+  metricjax compare runs/before runs/after --format latex
+
+Exit code: 0 done; 2 something to mend, told in one sentence; 1 a fault of metricjax.
+""",
+}
+USAGE = USAGES["train"]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or {"--help", "-h", "-help"} & set(arguments):
-        print(USAGE, end="")
-        return 0 if arguments else 2
-    if {"JAX_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES"} & set(os.environ):
-        # Of a lost host one sentence tells, not what C++ has to say besides.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from metricjax.errors import InputError
+def main(arguments: list[str] | None = None, command: str = "train") -> int:
+    """Run the command line; returns the exit code.
 
-    try:
-        return _run(arguments)
-    except InputError as error:
-        print(f"metricjax: {error}", file=sys.stderr)
-        return 2
+    Args:
+      arguments: None: those of this process.
+      command: one of `USAGES`: the mode where --mode names no other.
+    """
+    return answer(arguments, USAGES[command], lambda given: _run(given, command))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], command: str) -> int:
     from metricjax.cli import config_flags
 
+    if command != "train":
+        if any(argument.split("=")[0] == "--mode" for argument in arguments):
+            raise InputError(f"metricjax {command} takes no --mode: leave it out.")
+        arguments = ["--mode", command, *arguments]
     options = config_flags.parse(arguments)
     if isinstance(options, config_flags.Comparison):
         from metricjax.comparison import runs, tables

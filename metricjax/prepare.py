@@ -1,4 +1,4 @@
-"""`python -m metricjax.prepare`: pack a data set, verify a packed one, or check one."""
+"""`metricjax prepare`: pack a data set, verify a packed one, or check one."""
 
 import argparse
 import sys
@@ -10,15 +10,15 @@ from metricjax.cli.progress_bar import progress_bar
 from metricjax.errors import InputError
 
 USAGE = """\
-metricjax: images made ready for training, or checked.
+metricjax prepare: pack images into shards that training reads fast.
 
-  python -m metricjax.prepare SOURCE --out DIR [--short-side 256]
-  python -m metricjax.prepare --check SOURCE [--out PAGE.html]
-  python -m metricjax.prepare --verify DIR
+  metricjax prepare SOURCE --out DIR [--short-side 256]
+  metricjax prepare --verify DIR
+  metricjax check SOURCE [--out PAGE.html]
 
-The first form packs the images of SOURCE into a few large files in DIR, which training
-reads much faster than many small ones: open it with data.name=packed, data.root=DIR.
-Stopped at any moment, the same command goes on where it stopped.
+Packs the images of SOURCE into a few large files in DIR, which training reads much
+faster than many small ones: open it with data.name=packed, data.root=DIR. If it is
+stopped, the same command resumes.
 
   SOURCE             a directory, .zip or .tar of class folders or with a labels.csv,
                        or what --name says
@@ -28,24 +28,88 @@ Stopped at any moment, the same command goes on where it stopped.
   --short-side N     shrink larger images until their shorter side has N pixels and
                        write them as JPEG of quality 95; all others keep their bytes
                        (default: 256; 0: shrink none)
-  --cropped          crop to the bounding boxes that cub and cars come with
-  --closed-set       allow classes that stand in both train and test
+  --cropped          crop to the bounding boxes of cub and cars
+  --closed-set       allow classes that are in both train and test
   --threads N        that decode images (default: 2 per processor, at most 32)
-  --check            is SOURCE fit for training? Says what is wrong (unreadable images,
-                       copies in train and test, wrong labels) and writes a page with
-                       pictures (default: check.html)
+  --check            as `metricjax check`
   --verify           read everything in DIR again and compare it with its checksums
-  --help             this text
+  --help, --version  this text; the version
+
+Examples:
+
+  metricjax prepare photos.zip --out packed
+  metricjax prepare --name sop Stanford_Online_Products.zip --out gs://bucket/sop
+  metricjax prepare --verify packed
 
 Exit code: 0 done; 2 something to mend, told in one sentence, or damage found, or not
 fit for training; 130 stopped by Ctrl-C; 1 a fault of metricjax, with a traceback.
 """
+CHECK_USAGE = """\
+metricjax check: is a data set fit for training?
+
+  metricjax check SOURCE [--name NAME] [--out PAGE.html]
+
+Looks at every image once and prints what is wrong: unreadable images, copies in train
+and test, copies under two labels, classes too small. Writes a page with pictures.
+
+  SOURCE             a directory, .zip or .tar of class folders or with a labels.csv,
+                       or what --name says
+  --name NAME        folder (default), cub, cars, sop, inshop, tfds:NAME or glyphs
+  --out PAGE.html    the page (default: check.html)
+  --cropped          crop to the bounding boxes of cub and cars
+  --closed-set       allow classes that are in both train and test
+  --threads N        that decode images (default: 2 per processor, at most 32)
+  --help, --version  this text; the version
+
+Examples:
+
+  metricjax check photos.zip
+  metricjax check --name cars car_ims.tgz --out cars.html
+
+Exit code: 0 fit for training; 2 not fit, or something to mend, told in one sentence;
+130 stopped by Ctrl-C; 1 a fault of metricjax, with a traceback.
+"""
+CHECK_USAGE = """\
+metricjax check: is a data set fit for training?
+
+  metricjax check SOURCE [--name NAME] [--out PAGE.html]
+
+Looks at every image once and prints what is wrong: unreadable images, copies in train
+and test, copies under two labels, classes too small. Writes a page with pictures.
+
+  SOURCE             a directory, .zip or .tar of class folders or with a labels.csv,
+                       or what --name says
+  --name NAME        folder (default), cub, cars, sop, inshop, tfds:NAME or glyphs
+  --out PAGE.html    the page (default: check.html)
+  --cropped          crop to the bounding boxes of cub and cars
+  --closed-set       allow classes that are in both train and test
+  --threads N        that decode images (default: 2 per processor, at most 32)
+  --help, --version  this text; the version
+
+Examples:
+
+  metricjax check photos.zip
+  metricjax check --name cars car_ims.tgz --out cars.html
+
+Exit code: 0 fit for training; 2 not fit, or something to mend, told in one sentence;
+130 stopped by Ctrl-C; 1 a fault of metricjax, with a traceback.
+"""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    stopped = "stopped; the same command goes on from here."
-    return answer(arguments, USAGE, lambda given: _run(_parse(given)), stopped=stopped)
+def main(arguments: list[str] | None = None, command: str = "prepare") -> int:
+    """Run the command line; returns the exit code.
+
+    Args:
+      arguments: None: those of this process.
+      command: "prepare", or "check" for what --check does.
+    """
+    usage, first = (CHECK_USAGE, ["--check"]) if command == "check" else (USAGE, [])
+    return answer(
+        arguments,
+        usage,
+        lambda given: _run(_parse([*first, *given])),
+        stopped="stopped; run the same command again to resume.",
+    )
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

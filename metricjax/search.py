@@ -1,4 +1,4 @@
-"""`python -m metricjax.search`: the images of a gallery most like some others."""
+"""`metricjax search`: the images of a gallery most like some others."""
 
 import argparse
 import json
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 _WIDTH = 32  # letters of a class in a table
 
 USAGE = """\
-metricjax: which images of a gallery show the same thing?
+metricjax search: the images of a gallery that show the same thing as a query.
 
-  python -m metricjax.search RUN --gallery SOURCE QUERY... [--top 10] [--html PAGE.html]
+  metricjax search RUN --gallery SOURCE QUERY... [--top 10] [--html PAGE.html]
 
-Prints for each query the most similar images, with their cosine similarity. The gallery
-is embedded once; later searches find that in the user's cache directory, embed only
-images that are new or have changed, and all of them if the model is another one.
+Prints the most similar images for each query, with their cosine similarity. The gallery
+is embedded once and cached in the user's cache directory; later searches embed only
+images that are new or have changed, or all of them if the model is another one.
 
   RUN                the workdir of a finished run, here or in a bucket
   --gallery SOURCE   a directory, .zip or .tar, with class folders, a labels.csv or
                        neither; a packed data set; a text list of paths; a file that
-                       python -m metricjax.embed has written with the same run; or what
-                       --name says (default: the test images of the run)
+                       `metricjax embed` has written with the same run; or what --name
+                       says (default: the test images of the run)
   QUERY              an image, or a directory of them
   --top N            neighbours of each query (default: 10)
   --category NAME    only among images of this category
@@ -43,13 +43,18 @@ images that are new or have changed, and all of them if the model is another one
   --images SOURCE    where the images of a file of embeddings are, for that page
   --json             print JSON: a list of queries with their neighbours
   --approximate      for galleries of millions of images: by usearch (needs
-                       metricjax[approximate]), whose recall is measured and said
+                       metricjax[approximate]); its recall is measured and printed
   --name NAME        cub, cars, sop, inshop, tfds:NAME, glyphs, packed or folder
   --part PART        train or test: that half of a data set (default: all)
-  --cropped          crop to the bounding boxes that cub and cars come with
+  --cropped          crop to the bounding boxes of cub and cars
   --index DIR        where to keep the index instead of the cache directory
   --threads N        that read images (default: 1 per processor, at most 16)
-  --help             this text
+  --help, --version  this text; the version
+
+Examples:
+
+  metricjax search runs/quickstart --gallery photos.zip new.jpg
+  metricjax search runs/quickstart --gallery photos.zip queries/ --html found.html
 
 Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
 1 a fault of metricjax, with a traceback.

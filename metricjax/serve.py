@@ -1,4 +1,4 @@
-"""`python -m metricjax.serve`: a page and an address that answer with neighbours."""
+"""`metricjax serve`: a page and an address that answer with neighbours."""
 
 import argparse
 import os
@@ -12,27 +12,28 @@ from metricjax.cli.parser import Parser, answer
 from metricjax.errors import InputError
 
 USAGE = """\
-metricjax: a web page that finds the pictures most like yours.
+metricjax serve: a web page and an API that search a gallery by picture.
 
-  python -m metricjax.serve RUN [--gallery SOURCE] [--port 8000]
+  metricjax serve RUN [--gallery SOURCE] [--port 8000]
 
-Then open the address that it prints, and drop a picture. It embeds the gallery first,
-once: the next start finds what this one has made.
+Open the address that it prints and drop a picture. The gallery is embedded at the first
+start and cached.
 
   RUN                the workdir of a finished run
-  --gallery SOURCE   what is searched, as of metricjax.search: a directory, .zip or
+  --gallery SOURCE   what is searched, as of `metricjax search`: a directory, .zip or
                        .tar, a packed data set, a text list of paths, a file of
                        embeddings (default: the test images of the run)
-  --host HOST        to be reached at (default: 127.0.0.1, by this machine alone)
-  --port PORT        (default: 8000; 0: any that is free)
+  --host HOST        the address to listen on (default: 127.0.0.1, this machine alone)
+  --port PORT        (default: 8000; 0: any free one)
   --batch N          pictures embedded at a time, at most (default: 32)
   --images SOURCE    where the images of a file of embeddings are
   --name, --part, --cropped, --index, --threads
-                     as of metricjax.search
-  --help             this text
+                     as of `metricjax search`
+  --help, --version  this text; the version
 
-Programs send a picture and get JSON:
+Examples:
 
+  metricjax serve runs/quickstart --gallery photos.zip
   curl -H 'Content-Type: image/jpeg' --data-binary @PICTURE.jpg \\
     'http://127.0.0.1:8000/search?top=10&category=NAME&class=NAME'
   curl -F image=@PICTURE.jpg -F top=10 http://127.0.0.1:8000/search

@@ -176,7 +176,7 @@ def test_unfinished_embeddings_of_something_else(tiny, opened, tmp_path, capsys)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(embedding_files, "save", stop)
         assert main(["run", str(tiny.shapes), "--out", "emb.npz"]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
     half = str(tiny.shapes / "class00")
     words = refuse(capsys, half, "--out", "emb.npz")
     assert "holds 84 embeddings of other images" in words

@@ -222,7 +222,7 @@ def test_a_missing_extra_is_named(
 
 
 def test_what_onnx_cannot_hold_leaves_nothing(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("metricjax.exporters.onnx.graph._MOST_BYTES", 100)
+    monkeypatch.setattr("metricjax.exporters.onnx.convert._MOST_BYTES", 100)
     code, printed = written(
         capsys, tiny.finished, "--format", "onnx", "--out", tmp_path / "model.onnx"
     )

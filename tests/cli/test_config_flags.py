@@ -282,7 +282,7 @@ def test_the_module_is_a_program(tmp_path):
     command = [sys.executable, "-m", "metricjax.main"]
     options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 300}
     result = subprocess.run([*command, "--help"], **options)
-    assert result.returncode == 0 and result.stdout.startswith("metricjax: ")
+    assert result.returncode == 0 and result.stdout.startswith("metricjax train: ")
     assert result.stderr == ""
     result = subprocess.run([*command, "--config", "no.py"], **options)
     assert result.returncode == 2 and result.stdout == ""
