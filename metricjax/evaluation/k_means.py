@@ -1,4 +1,4 @@
-"""k-means of unit rows, in blocks, on one device or many, repeatable from its seed.
+"""k-means in blocks, on one device or many, repeatable from its seed.
 
 Nearest centroids are found on the devices, a block of rows at a time; the means are
 taken on the host in float64 and in the order of the rows. So neither blocks nor devices
@@ -47,6 +47,7 @@ def k_means(
     seed: int,
     restarts: int = 1,
     iterations: int = 100,
+    unit: bool = True,
     mesh: Mesh | None = None,
 ) -> Clusters:
     """The best of several k-means, each from a first guess of its own.
@@ -58,11 +59,12 @@ def k_means(
     cluster that has become empty starts again at a row that is farthest from its own.
 
     Args:
-        rows: [n, d] float32 of unit length.
+        rows: [n, d] float32.
         count: of clusters, 1 to n.
         seed: of the first guesses.
         restarts: how many first guesses; the least sum of squares wins.
         iterations: of each, at most.
+        unit: whether the rows have unit length, as embeddings do.
         mesh: `jax.sharding.Mesh` over whose devices the rows are spread, or None.
 
     Source:
@@ -72,7 +74,7 @@ def k_means(
     found = []
     for restart in range(restarts):
         key = jax.random.fold_in(jax.random.key(seed), restart)
-        first = np.asarray(_first_guess(whole, key, count=count))
+        first = np.asarray(_first_guess(whole, key, count=count, unit=unit))
         found.append(_lloyd(rows, placed, rows[first], iterations, mesh))
     return min(found, key=lambda clusters: clusters.inertia)
 
@@ -93,12 +95,14 @@ def _lloyd(rows, placed, centroids, iterations, mesh) -> Clusters:
         centroids, before = _refilled(rows, assigned, means, sizes), inertia
 
 
-@partial(jax.jit, static_argnames="count")
+@partial(jax.jit, static_argnames=("count", "unit"))
 def _first_guess(
-    rows: Float[Array, "n d"], key: Array, *, count: int
+    rows: Float[Array, "n d"], key: Array, *, count: int, unit: bool
 ) -> Int[Array, " k"]:
     """Rows drawn by greedy k-means++: of a few that are drawn, the best is taken."""
     candidates = 2 + int(np.log(count))
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x.y; unit rows are exactly that, not nearly.
+    squares = jnp.ones(len(rows)) if unit else jnp.sum(jnp.square(rows), axis=1)
 
     def draw(number, state):
         distances, chosen = state
@@ -107,12 +111,15 @@ def _first_guess(
         drawn = jnp.searchsorted(up_to, places * up_to[-1], side="right")
         drawn = jnp.minimum(drawn, len(rows) - 1)
         products = jnp.matmul(rows, rows[drawn].T, precision=jax.lax.Precision.HIGHEST)
-        after = jnp.minimum(distances[:, None], jnp.maximum(2 - 2 * products, 0))
+        apart = (squares[:, None] + squares[drawn]) - 2 * products
+        after = jnp.minimum(distances[:, None], jnp.maximum(apart, 0))
         best = jnp.argmin(jnp.sum(after, axis=0))
         row = drawn[best]
         return after[:, best].at[row].set(0), chosen.at[number].set(row)
 
-    state = jnp.full(len(rows), 4.0), jnp.zeros(count, jnp.int32)
+    # As far as rows can be from each other, so that the first is drawn evenly.
+    farthest = jnp.full(len(rows), 4 * jnp.max(squares))
+    state = farthest, jnp.zeros(count, jnp.int32)
     return jax.lax.fori_loop(0, count, draw, state)[1]
 
 

@@ -5,7 +5,6 @@ few epochs anew and under the same numbers as before, or are given by the catego
 a dataset. What comes out are the parents of the levels of `losses.hierarchical_proxy`.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+from scipy.optimize import linear_sum_assignment
 
 from metricjax.errors import InputError
+from metricjax.evaluation.k_means import k_means
 from metricjax.losses._kernels import numerics
 
 
@@ -63,8 +64,8 @@ def cluster(
       `Clusters` of each level; every `parent` is of the classes themselves.
 
     Raises:
-      InputError: scikit-learn is not installed, a count out of its range, proxies that
-        are not finite, or `previous` with other shapes than what is made.
+      InputError: a count out of its range, proxies that are not finite, or `previous`
+        with other shapes than what is made.
     """
     rows = _proxies(proxies)
     if restarts < 1:
@@ -86,7 +87,7 @@ def cluster(
             )
         rows = _unit(rows) if normalize else rows
         level_seed = np.random.SeedSequence([seed, number]).generate_state(1)[0]
-        assigned = _k_means(rows, count, int(level_seed), restarts)
+        assigned = _k_means(rows, count, int(level_seed), restarts, normalize)
         middles = _means(rows, assigned, count)
         middles = _unit(middles) if normalize else middles
         if previous is not None:
@@ -114,8 +115,7 @@ def match(
       distances to the least).
 
     Raises:
-      InputError: scikit-learn, with which scipy comes, is not installed, or the shapes
-        differ.
+      InputError: the shapes differ.
     """
     new, old = np.asarray(centroids, np.float64), np.asarray(previous, np.float64)
     if new.shape != old.shape or new.ndim != 2:
@@ -123,10 +123,6 @@ def match(
             f"new and previous clusters must be of the same shape [k, d], but they are "
             f"{list(new.shape)} and {list(old.shape)}."
         )
-    try:
-        from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise InputError(_MISSING) from error
     if normalize:
         new, old = _unit(new), _unit(old)
     return linear_sum_assignment(new @ old.T, maximize=True)[1]
@@ -218,12 +214,6 @@ def centroids(
     return numerics.unit(means) if normalize else means
 
 
-_MISSING = (
-    "clustering the proxies needs scikit-learn: install it with "
-    "pip install 'metricjax[cluster]'."
-)
-
-
 def _proxies(proxies) -> np.ndarray:
     rows = np.asarray(proxies, np.float64)
     if rows.ndim != 2 or not rows.size:
@@ -244,20 +234,13 @@ def _means(rows, assigned, count) -> np.ndarray:
     return sums / np.maximum(np.bincount(assigned, minlength=count), 1)[:, None]
 
 
-def _k_means(rows, count, seed, restarts) -> np.ndarray:
+def _k_means(rows, count, seed, restarts, unit) -> np.ndarray:
     """Cluster of each row [c]; all of 0..count-1 have members."""
-    try:
-        from sklearn.cluster import KMeans
-        from sklearn.exceptions import ConvergenceWarning
-        from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise InputError(_MISSING) from error
-    # Threads add up in the order in which they finish: one makes the result repeatable.
-    with threadpool_limits(1), warnings.catch_warnings():
-        # Fewer distinct proxies than clusters: filled below.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(count, n_init=restarts, random_state=seed).fit(rows)
-    return _without_empty(rows, found.labels_.astype(np.int64), count)
+    found = k_means(
+        rows.astype(np.float32), count, seed=seed, restarts=restarts, unit=unit
+    )
+    # Fewer distinct rows than clusters leave some of them empty.
+    return _without_empty(rows, found.assigned, count)
 
 
 def _without_empty(rows, assigned, count) -> np.ndarray:

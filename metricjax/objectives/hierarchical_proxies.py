@@ -6,7 +6,6 @@ It is a function of the parameters and of (seed, step), so that a run that is re
 groups the classes as it would have done.
 """
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -124,12 +123,6 @@ class HierarchicalProxy:
         """
         if self.hierarchy == "category":
             return (self._categories(classes),)
-        if importlib.util.find_spec("sklearn") is None:
-            self._refuse(
-                "hierarchy",
-                "clustering needs scikit-learn, install it with "
-                "pip install 'metricjax[cluster]'",
-            )
         for below, count in zip(
             (classes.count, *self.clusters), self.clusters, strict=False
         ):

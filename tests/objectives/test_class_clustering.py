@@ -1,6 +1,5 @@
 """Building the hierarchy: clusters, their numbers over time, categories, centroids."""
 
-import builtins
 import warnings
 
 import jax
@@ -11,13 +10,8 @@ import reference
 import reference_proxies
 
 from metricjax.errors import InputError
+from metricjax.evaluation.k_means import Clusters
 from metricjax.objectives import class_clustering
-
-
-@pytest.fixture
-def scikit_learn():
-    """For tests of what needs the extra `cluster`."""
-    return pytest.importorskip("sklearn")
 
 
 def planted(groups=5, members=6, width=16, noise=0.15, seed=0):
@@ -35,7 +29,7 @@ def same_partition(first, second):
     return len(pairs) == len(set(first.tolist())) == len(set(second.tolist()))
 
 
-def test_planted_groups_are_found(scikit_learn):
+def test_planted_groups_are_found():
     proxies, group = planted()
     (level,) = class_clustering.cluster(proxies, [5], seed=3)
     assert level.parent.dtype == np.int32 and level.parent.shape == (30,)
@@ -45,7 +39,7 @@ def test_planted_groups_are_found(scikit_learn):
     np.testing.assert_allclose(level.centroids, expected, atol=1e-6)
 
 
-def test_lengths_matter_only_to_raw_clusters(scikit_learn):
+def test_lengths_matter_only_to_raw_clusters():
     """Directions against lengths: each option sees its own two groups."""
     directions = np.array([[1.0, 0.0], [0.0, 1.0]] * 4)
     lengths = np.array([1.0, 1.0, 9.0, 9.0] * 2)
@@ -60,7 +54,7 @@ def test_lengths_matter_only_to_raw_clusters(scikit_learn):
         )
 
 
-def test_same_seed_same_clusters(scikit_learn):
+def test_same_seed_same_clusters():
     proxies = np.random.default_rng(1).normal(size=(80, 8))
     first, again = (class_clustering.cluster(proxies, [9, 3], seed=5) for _ in range(2))
     for a, b in zip(first, again, strict=True):
@@ -70,7 +64,7 @@ def test_same_seed_same_clusters(scikit_learn):
     assert not np.array_equal(first[0].parent, other[0].parent)
 
 
-def test_more_first_guesses_are_not_worse(scikit_learn):
+def test_more_first_guesses_are_not_worse():
     proxies = reference.l2_normalize(np.random.default_rng(2).normal(size=(60, 8)))
 
     def spread(restarts):
@@ -83,7 +77,22 @@ def test_more_first_guesses_are_not_worse(scikit_learn):
     assert spread(20) <= spread(1) + 1e-9
 
 
-def test_levels_are_nested_and_of_the_classes(scikit_learn):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_as_good_as_scikit_learn(normalize):
+    """The sum of squares of the best of ten first guesses, raw and unit rows."""
+    theirs = pytest.importorskip("sklearn.cluster")
+    proxies = np.random.default_rng(3).normal(size=(120, 6)) * [1, 2, 3, 4, 5, 6]
+    (level,) = class_clustering.cluster(
+        proxies, [8], seed=0, normalize=normalize, restarts=10
+    )
+    rows = reference.l2_normalize(proxies) if normalize else proxies
+    means = [rows[level.parent == k].mean(axis=0) for k in range(8)]
+    ours = np.square(rows - np.array(means)[level.parent]).sum()
+    best = theirs.KMeans(8, n_init=10, random_state=0).fit(rows).inertia_
+    assert ours <= 1.03 * best
+
+
+def test_levels_are_nested_and_of_the_classes():
     """Groups of groups: 12 directions around 3, each level [c]."""
     drawn = np.random.default_rng(4)
     top = 3.0 * reference.l2_normalize(drawn.normal(size=(3, 16)))
@@ -101,7 +110,7 @@ def test_levels_are_nested_and_of_the_classes(scikit_learn):
 
 
 @pytest.mark.parametrize("counts", [[8], [8, 8], [1], [1, 1]])
-def test_no_cluster_is_empty_whatever_the_proxies(scikit_learn, counts):
+def test_no_cluster_is_empty_whatever_the_proxies(counts):
     """Fewer distinct proxies than clusters, down to a single one; and no warning."""
     distinct = np.random.default_rng(0).normal(size=(3, 4))
     for proxies in (
@@ -117,27 +126,20 @@ def test_no_cluster_is_empty_whatever_the_proxies(scikit_learn, counts):
             assert np.isfinite(level.centroids).all()
 
 
-def test_an_empty_cluster_takes_the_farthest_member(monkeypatch, scikit_learn):
+def test_an_empty_cluster_takes_the_farthest_member(monkeypatch):
     """What k-means left empty is filled from a cluster that has several members."""
-    from sklearn import cluster
 
-    class Lazy:
-        labels_ = np.array([0, 0, 0, 2])
+    def lazy(rows, count, **options):
+        return Clusters(np.array([0, 0, 0, 2]), 0.0, 1, True)
 
-        def __init__(self, *args, **options):
-            pass
-
-        def fit(self, rows):
-            return self
-
-    monkeypatch.setattr(cluster, "KMeans", Lazy)
+    monkeypatch.setattr(class_clustering, "k_means", lazy)
     proxies = np.array([[0.0], [1.0], [5.0], [90.0]])
     (level,) = class_clustering.cluster(proxies, [3], seed=0, normalize=False)
     np.testing.assert_array_equal(level.parent, [0, 0, 1, 2])
     np.testing.assert_allclose(level.centroids, [[0.5], [5.0], [90.0]])
 
 
-def test_clusters_keep_their_numbers(scikit_learn):
+def test_clusters_keep_their_numbers():
     """Proxies moved a little and another seed: the same groups, the same numbers."""
     proxies, _ = planted(groups=7)
     before = class_clustering.cluster(proxies, [7, 2], seed=0, restarts=20)
@@ -156,7 +158,7 @@ def test_clusters_keep_their_numbers(scikit_learn):
     assert changed  # without the previous ones the numbers are arbitrary
 
 
-def test_previous_may_be_learnt_proxies_of_any_length(scikit_learn):
+def test_previous_may_be_learnt_proxies_of_any_length():
     proxies, _ = planted()
     (before,) = class_clustering.cluster(proxies, [5], seed=0)
     drawn = np.random.default_rng(6)
@@ -168,7 +170,7 @@ def test_previous_may_be_learnt_proxies_of_any_length(scikit_learn):
     np.testing.assert_array_equal(after.parent, before.parent)
 
 
-def test_match_is_the_best_of_all_assignments(scikit_learn):
+def test_match_is_the_best_of_all_assignments():
     import itertools
 
     drawn = np.random.default_rng(7)
@@ -272,23 +274,6 @@ def test_traced_parents_need_the_number_of_groups():
         ),
     ],
 )
-def test_entry_checks(scikit_learn, sentence, proxies, counts, options):
+def test_entry_checks(sentence, proxies, counts, options):
     with pytest.raises(InputError, match=sentence):
         class_clustering.cluster(proxies, counts, seed=0, **options)
-
-
-@pytest.mark.parametrize("missing", ["sklearn.cluster", "scipy.optimize"])
-def test_missing_extra_is_a_sentence(monkeypatch, missing):
-    real = builtins.__import__
-
-    def without(name, *args, **options):
-        if name == missing:
-            raise ImportError(name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"pip install 'metricjax\[cluster\]'"):
-        if missing == "scipy.optimize":
-            class_clustering.match(np.ones((2, 3)), np.ones((2, 3)))
-        else:
-            class_clustering.cluster(np.ones((4, 2)), [2], seed=0)

@@ -218,15 +218,6 @@ def test_classes_that_cannot_be_grouped_so(settings, classes, words):
         HierarchicalProxy(**settings).counts(classes)
 
 
-def test_without_scikit_learn_it_is_told_before_the_training(monkeypatch):
-    monkeypatch.setattr(
-        hierarchical_proxies.importlib.util, "find_spec", lambda name: None
-    )
-    with pytest.raises(InputError, match="needs scikit-learn, install it with"):
-        HierarchicalProxy(clusters=(3,)).counts(WHOLE)
-    assert HierarchicalProxy(hierarchy="category").counts(WHOLE) == (3,)
-
-
 def test_proxies_that_are_not_finite_are_told():
     fine = clouds()
     hierarchical_proxies.check_finite(fine, 7)
