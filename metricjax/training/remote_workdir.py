@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 
-from metricjax.config.identity import check_config
 from metricjax.config.schema import RunConfig
 from metricjax.errors import InputError, disk_errors
 from metricjax.runtime import exchange
@@ -28,6 +27,7 @@ from metricjax.storage.atomic import locked
 from metricjax.storage.bucket import Store
 from metricjax.storage.directories import local_path
 from metricjax.training.checkpoints import Checkpoints
+from metricjax.training.workdir import CONFIG_FILE, check_owner, read_config_file
 
 _CHECKPOINTS = "checkpoints"
 # What a run that goes on reads, besides its checkpoints.
@@ -79,10 +79,11 @@ def opened(
     """
     path = local_path(workdir)
     if path is not None:
+        check_owner(read_config_file(path), path, config)
         yield Workdir(path, path)
         return
     store = Store(workdir)
-    check_config(store.read("config.json"), store.address, config)
+    check_owner(store.read(CONFIG_FILE), store.address, config)
     copy = _place_of_copy(store.address)
     in_use = (
         f"--workdir {store.address} is in use by another process on this machine: wait "

@@ -27,7 +27,6 @@ from metricjax.objectives.objective import Losses
 from metricjax.runtime import compilation_cache, mesh, program_costs
 from metricjax.training import step
 from metricjax.training.programs import Blueprint
-from metricjax.training.workdir import check_owner
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,11 @@ class Run:
         """Open the data and build the model.
 
         Raises:
-          InputError: whatever is wrong with the settings, the data or the workdir.
+          InputError: whatever is wrong with the settings or the data.
         """
         mesh.keep_freed_memory()
         devices = mesh.make_mesh()
         check_devices(config, devices.size)
-        check_owner(workdir, config)
         return cls.of(config, workdir, open_data(config), devices)
 
     @classmethod

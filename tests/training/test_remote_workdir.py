@@ -253,6 +253,14 @@ def test_a_workdir_of_another_config(memory):
     assert names(memory) == before
 
 
+def test_a_local_workdir_of_another_config(tmp_path):
+    workdir.claim(tmp_path, dataclasses.replace(CONFIG, seed=7))
+    with pytest.raises(InputError, match="seed: 7 -> 0") as caught:
+        with remote_workdir.opened(tmp_path, CONFIG, pytest.fail):
+            pass
+    assert str(caught.value).startswith(f"{tmp_path} belongs to a run with another")
+
+
 def test_one_process_at_a_time_uses_a_copy(memory):
     with opened() as place:
         (place.path / "metrics.jsonl").write_text("1\n")

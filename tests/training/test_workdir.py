@@ -26,9 +26,13 @@ def changed(path, value):
     return change(CONFIG, path.split("."))
 
 
+def check(directory, config):
+    workdir.check_owner(workdir.read_config_file(directory), directory, config)
+
+
 def refuse(directory, config):
     with pytest.raises(InputError) as caught:
-        workdir.check_owner(directory, config)
+        check(directory, config)
     message = str(caught.value)
     assert "\n" not in message and str(directory) in message
     assert "choose another --workdir" in message
@@ -37,12 +41,12 @@ def refuse(directory, config):
 
 def test_a_new_workdir_is_free_until_it_is_claimed(tmp_path):
     directory = tmp_path / "runs" / "first"
-    workdir.check_owner(directory, CONFIG)
+    check(directory, CONFIG)
     assert not directory.exists()
     workdir.claim(directory, CONFIG)
     kept = json.loads((directory / "config.json").read_text())
     assert kept == json.loads(json.dumps(to_dict(CONFIG)))
-    workdir.check_owner(directory, CONFIG)
+    check(directory, CONFIG)
     workdir.claim(directory, CONFIG)
     assert os.listdir(directory) == ["config.json"]
 
@@ -105,7 +109,7 @@ def test_more_differences_are_counted(tmp_path):
 )
 def test_settings_that_do_not_change_the_result_may_change(tmp_path, path, value):
     workdir.claim(tmp_path, CONFIG)
-    workdir.check_owner(tmp_path, changed(path, value))
+    check(tmp_path, changed(path, value))
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": ', b"\xff\xfe", b"[]", b"null"])
@@ -118,7 +122,7 @@ def test_a_config_json_that_is_none(tmp_path, content):
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
-        workdir.check_owner(directory, CONFIG)
+        check(directory, CONFIG)
         with pytest.raises(InputError, match="choose another directory") as caught:
             workdir.claim(directory, CONFIG)
         assert f"--workdir {directory}" in str(caught.value)
