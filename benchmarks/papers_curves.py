@@ -67,16 +67,20 @@ class Ours:
         self._state = run.init_state()
         self._program, cost = run.compile_train_step()
         self.first = cost["compile_seconds"]
-        self._batches = [mesh.global_batch(run.mesh, batch) for batch in batches]
+        self._batches = [
+            mesh.global_batch(run.programs.mesh, batch) for batch in batches
+        ]
         self._apply = jax.jit(
-            lambda variables, images: run.model.apply(variables, images).embedding
+            lambda variables, images: (
+                run.programs.model.apply(variables, images).embedding
+            )
         )
 
     def step(self, number):
         import jax
 
         self._state, metrics = self._program(
-            self._state, self._batches[number], self._run.root_key
+            self._state, self._batches[number], self._run.programs.root_key
         )
         jax.block_until_ready(metrics)
 
@@ -193,7 +197,7 @@ def train(side, seed, root):
                 for first in range(0, len(images), 1000)
             ]
             embedded = Embedded(np.concatenate(rows), np.ones(len(images), bool))
-            found = evaluate_split.judge(
+            found = evaluate_split.evaluate(
                 embedded, test, run.config.evaluation, bootstrap=0
             )
             points.append([done, spent, found["recall@1"]])

@@ -50,11 +50,11 @@ def trained(config: RunConfig, dataset: Dataset, networks: int = 1) -> dict:
     rows = [embedded.embeddings / np.sqrt(networks) for _, embedded, _ in members]
     embedded = Embedded(np.concatenate(rows, axis=1), members[0][1].valid)
     test, evaluation = dataset.test, config.evaluation
-    found = evaluate_split.judge(embedded, test, evaluation, bootstrap=0)
+    found = evaluate_split.evaluate(embedded, test, evaluation, bootstrap=0)
     results = {name: found[name] for name in METRICS}
     learners = networks * run.config.model.ensemble
     if learners > 1:
-        each = evaluate_split.judge_learners(embedded, test, evaluation, learners)
+        each = evaluate_split.evaluate_learners(embedded, test, evaluation, learners)
         results["learners"] = each
     return results | {
         name: value for _, _, about in members for name, value in about.items()
@@ -78,7 +78,7 @@ def save_trained(config: RunConfig, dataset: Dataset, path: Path) -> None:
     """Train, and write the weights of the step that held-out classes chose."""
     run, variables, _ = _selected(config, dataset)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pretrained.save(path, run.model, variables)
+    pretrained.save(path, run.programs.model, variables)
 
 
 def _trained(config, dataset):
@@ -107,7 +107,9 @@ def _selected(config, dataset):
                 state = run.regrouped(state, done - 1)
             local = {name: batch[name] for name in ("images", "labels")}
             state, metrics = program(
-                state, mesh.global_batch(run.mesh, local), run.root_key
+                state,
+                mesh.global_batch(run.programs.mesh, local),
+                run.programs.root_key,
             )
             pending.append(metrics)
             if len(pending) > mesh.AHEAD:
@@ -115,7 +117,7 @@ def _selected(config, dataset):
             if done % config.eval_every == 0 or done == config.steps:
                 if int(state.step) < 0:  # from then on it stays as it was
                     break
-                found = run.judge(state.variables, run.validation, bootstrap=0)
+                found = run.evaluate(state.variables, run.validation, bootstrap=0)
                 if best is None or found[select_by] > best[0]:
                     kept = jax.tree.map(np.array, mesh.to_host(state.variables))
                     best = found[select_by], done, kept

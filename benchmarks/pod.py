@@ -32,7 +32,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from metricjax import losses
 from metricjax.losses import Tiling
 from metricjax.planning import hardware
-from metricjax.training.programs import Blueprint
+from metricjax.training.programs import TrainPrograms
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute")
 LOSSES = {
@@ -87,7 +87,7 @@ def steps(options, mesh):
     for remat in (False, True):
         config = pod_scaling.settings(options.batch, remat=remat)
         began = time.perf_counter()
-        blueprint = Blueprint(config, pod_scaling.CLASSES, mesh)
+        blueprint = TrainPrograms(config, pod_scaling.CLASSES, mesh)
         program = blueprint.lower_train_step().compile()
         seconds = time.perf_counter() - began
         memory = program.memory_analysis()

@@ -16,7 +16,7 @@ from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.planning import hardware
 from metricjax.runtime import mesh as meshes
 from metricjax.runtime import program_costs
-from metricjax.training.programs import Blueprint
+from metricjax.training.programs import TrainPrograms
 
 CLASSES = Classes(100)
 # Topology, batch, settings: the same images a chip on more chips, and the reverse.
@@ -78,7 +78,7 @@ def steps(cells=None):
 
 def step_row(place, config, changes):
     """A line of that table."""
-    mesh, blueprint = place.mesh, Blueprint(config, CLASSES, place.mesh)
+    mesh, blueprint = place.mesh, TrainPrograms(config, CLASSES, place.mesh)
     count = mesh.size
     began = time.perf_counter()
     program = blueprint.lower_train_step().compile()
@@ -136,7 +136,7 @@ def losses_alone(cells=None):
 def loss_row(topology, batch, block):
     """A line of that table; the step around it is taken at its products' time."""
     place = hardware.topology(topology)
-    blueprint = Blueprint(settings(batch, block_size=block), CLASSES, place.mesh)
+    blueprint = TrainPrograms(settings(batch, block_size=block), CLASSES, place.mesh)
     count, began = place.mesh.size, time.perf_counter()
     program = objective_alone(blueprint)
     seconds = time.perf_counter() - began

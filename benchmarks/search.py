@@ -21,9 +21,9 @@ import numpy as np
 from metricjax import evaluation
 from metricjax.data import pipeline
 from metricjax.inference import embed_to_file, gallery_index
-from metricjax.inference.approximate_index import Approximate
+from metricjax.inference.approximate_index import ApproximateIndex
 from metricjax.inference.gallery_index import Index
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.inference.vectors import Vectors
 
 WIDTH, CENTRES, TOP, ROUNDS, TURNS = 512, 1000, 10, 3, 8
@@ -53,7 +53,7 @@ def asked(count, rng):
     """Lines of the table for a gallery of so many images."""
     found, queries = gallery(count, rng)
     began = time.perf_counter()
-    graph = Approximate.open(found)
+    graph = ApproximateIndex.open(found)
     building = time.perf_counter() - began
     recall = graph.recall(TOP)
     size = len(graph.graph.save()) / 2**20
@@ -102,7 +102,7 @@ def search_table(sizes):
 
 def embed_table(run, source):
     """Images a second of embedding, and of its parts alone."""
-    trained = Trained.open(run)
+    trained = TrainedModel.open(run)
     split = gallery_index.open_images(trained, source)
 
     def read_only():

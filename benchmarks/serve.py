@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from metricjax.inference.gallery_index import open_images
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 
 CLIENTS = (1, 8, 32)
 BATCHES = {"up to 32 at a time": 32, "one at a time": 1}
@@ -35,7 +35,7 @@ PICTURES = 200
 
 def pictures(run):
     """Some test images of the run as PNG files."""
-    split = open_images(Trained.open(run), None, part="test")
+    split = open_images(TrainedModel.open(run), None, part="test")
     files = []
     for row in np.random.default_rng(0).integers(0, len(split), PICTURES):
         pixels, file = split.read(row), io.BytesIO()

@@ -36,7 +36,7 @@ def work(batch):
     from metricjax.config.parsing import from_config_dict
     from metricjax.objectives.hierarchical_proxies import Classes
     from metricjax.runtime import connection, mesh
-    from metricjax.training.programs import Blueprint
+    from metricjax.training.programs import TrainPrograms
 
     connection.connect()
     mesh.keep_freed_memory()
@@ -51,7 +51,7 @@ def work(batch):
     config.model.descriptors = "S"
     config.model.dim = 128
     config.objective.terms = terms(triplet={"margin": 0.2})
-    blueprint = Blueprint(from_config_dict(config), Classes(100), devices)
+    blueprint = TrainPrograms(from_config_dict(config), Classes(100), devices)
     program = blueprint.lower_train_step().compile()
     everywhere = mesh.replicated(devices)
     state = jax.jit(blueprint.init_state, out_shardings=everywhere)(jax.random.key(0))

@@ -77,12 +77,12 @@ def _run(options: argparse.Namespace) -> int:
     from metricjax import evaluation
     from metricjax.inference import verify_split
     from metricjax.inference.gallery_index import Index
-    from metricjax.inference.trained_model import Trained
+    from metricjax.inference.trained_model import TrainedModel
     from metricjax.runtime import compilation_cache
     from metricjax.storage.atomic import write_atomically
 
     compilation_cache.use()
-    trained = Trained.open(options.run)
+    trained = TrainedModel.open(options.run)
     with progress_bar("embedding") as progress:
         index = Index.open(
             trained, options.source, part=options.part, say=print, progress=progress

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from metricjax.cli.parser import Parser, answer
 from metricjax.cli.progress_bar import progress_bar
 from metricjax.diagnostics import host_checks
-from metricjax.diagnostics.host_checks import FAILED, OK, WARNING, Finding
+from metricjax.diagnostics.host_checks import FAILED, OK, WARNING, Check
 
 USAGE = """\
 metricjax doctor: is this machine fit for a run?
@@ -67,21 +67,21 @@ def _run(options: argparse.Namespace) -> int:
         return _tell([first, host_checks.not_importable(error)])
     connection.connect(_PATIENCE)
     with watchdog.watched(_PATIENCE):
-        findings = [first]
+        checks = [first]
         with progress_bar("looking") as progress:
-            for finding in _examine(options, device_checks, exchange.gather):
-                findings.append(finding)
-                progress(len(findings), _LINES)
+            for check in _examine(options, device_checks, exchange.gather):
+                checks.append(check)
+                progress(len(checks), _LINES)
         token = uuid.uuid4().hex
-        own = [token, [asdict(finding) for finding in findings]]
-        said = exchange.gather("findings", own)
+        own = [token, [asdict(check) for check in checks]]
+        said = exchange.gather("checks", own)
         for host, (_, theirs) in said[1:]:
-            findings += _of_another(host, [Finding(**one) for one in theirs])
+            checks += _of_another(host, [Check(**one) for one in theirs])
         is_first = said[0][1][0] == token
-        return _tell(findings, is_first)
+        return _tell(checks, is_first)
 
 
-def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Finding]:
+def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Check]:
     """The checks that need jax, in the same order on every host."""
     from metricjax.diagnostics import decoding_rate
     from metricjax.planning import hardware
@@ -90,14 +90,14 @@ def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Findin
     devices = of_devices.devices()
     yield devices
     # Together or not at all: a host without its devices would be waited for.
-    verdicts = [verdict for _, verdict in gather("devices", devices.verdict)]
+    verdicts = [status for _, status in gather("devices", devices.status)]
     if FAILED not in verdicts:
         with of_devices.cache_set_aside() as directory:
             yield of_devices.all_reduce()
             yield of_devices.compilation(directory)
     workdir = host_checks.workdir(options.workdir)
     yield workdir
-    writable = [verdict for _, verdict in gather("writable", workdir.verdict)]
+    writable = [status for _, status in gather("writable", workdir.status)]
     sharing = FAILED not in writable and of_devices.sharing(options.workdir)
     if sharing:
         yield sharing
@@ -107,23 +107,23 @@ def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Findin
     yield host_checks.memory(hardware.free_memory())
 
 
-def _of_another(host: str, findings: list[Finding]) -> list[Finding]:
+def _of_another(host: str, checks: list[Check]) -> list[Check]:
     """What is wrong on another host, under its name; not what all say of each other."""
     return [
-        replace(finding, sentence=f"on {host}: {finding.sentence}")
-        for finding in findings
-        if finding.verdict != OK and finding.check not in _OF_ALL
+        replace(check, sentence=f"on {host}: {check.sentence}")
+        for check in checks
+        if check.status != OK and check.name not in _OF_ALL
     ]
 
 
-def _tell(findings: list[Finding], aloud: bool = True) -> int:
+def _tell(checks: list[Check], aloud: bool = True) -> int:
     """Print the table; returns the exit code."""
     if aloud:
-        _print(findings)
-    return 2 if any(finding.verdict == FAILED for finding in findings) else 0
+        _print(checks)
+    return 2 if any(check.status == FAILED for check in checks) else 0
 
 
-def _print(findings: list[Finding]) -> None:
+def _print(checks: list[Check]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -132,9 +132,9 @@ def _print(findings: list[Finding]) -> None:
     if not console.is_terminal:
         console = Console(width=1000)  # A line a check, for who searches in it.
     table = Table.grid(padding=(0, 2))
-    for finding in findings:
-        verdict = Text(finding.verdict, _COLOURS[finding.verdict])
-        table.add_row(verdict, finding.check, Text(finding.sentence))
+    for check in checks:
+        status = Text(check.status, _COLOURS[check.status])
+        table.add_row(status, check.name, Text(check.sentence))
     console.print(table)
 
 

@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
         gallery_index,
         parquet,
     )
-    from metricjax.inference.trained_model import Trained
+    from metricjax.inference.trained_model import TrainedModel
     from metricjax.runtime import compilation_cache, connection, watchdog
 
     out = Path(options.out).expanduser()
@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError(f"--out {out}: there is no directory {out.parent}: make it.")
     compilation_cache.use()
     connection.connect()
-    trained = Trained.open(options.run)
+    trained = TrainedModel.open(options.run)
     with watchdog.watched(trained.config.host_timeout):
         split = gallery_index.open_images(
             trained,

@@ -79,13 +79,13 @@ def _run(options: argparse.Namespace) -> int:
     from metricjax.explorer import explorer_page, projections
     from metricjax.inference.embedder import Embedded
     from metricjax.inference.gallery_index import Index
-    from metricjax.inference.trained_model import Trained
+    from metricjax.inference.trained_model import TrainedModel
     from metricjax.runtime import compilation_cache
 
     if options.tsne:
         projections.need_tsne()
     compilation_cache.use()
-    trained = Trained.open(options.run)
+    trained = TrainedModel.open(options.run)
     say = partial(print, flush=True)
     with progress_bar("embedding") as progress:
         index = Index.open(

@@ -73,7 +73,7 @@ def _platforms(listed: str | None) -> list[str]:
 
 def _run(options: argparse.Namespace) -> int:
     from metricjax.exporters import formats, model_card
-    from metricjax.inference.trained_model import Trained
+    from metricjax.inference.trained_model import TrainedModel
     from metricjax.runtime import compilation_cache
     from metricjax.storage.atomic import write_atomically, written_whole
 
@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     if out.is_dir() or (options.out and not out.parent.is_dir()):
         raise InputError(f"--out {out}: name a file in a directory that exists.")
     compilation_cache.use()
-    trained = Trained.open(options.run)
+    trained = TrainedModel.open(options.run)
     if options.format == "onnx":
         content, run = formats.onnx(trained), formats.run_onnx
     else:

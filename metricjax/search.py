@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from metricjax.data.datasets import Split
     from metricjax.inference.embedder import Embedded
     from metricjax.inference.gallery_index import Index
-    from metricjax.inference.trained_model import Trained
+    from metricjax.inference.trained_model import TrainedModel
 
 _WIDTH = 32  # letters of a class in a table
 
@@ -94,12 +94,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from metricjax.inference.trained_model import Trained
+    from metricjax.inference.trained_model import TrainedModel
     from metricjax.runtime import compilation_cache
 
     say = partial(print, file=sys.stderr, flush=True)
     compilation_cache.use()
-    trained = Trained.open(options.run)
+    trained = TrainedModel.open(options.run)
     gallery = gallery_flags.open_index(options, trained, say)
     names, images, embeddings = _queries(options, trained, say)
     similarities, rows = _nearest(options, gallery, embeddings, say)
@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _queries(
-    options: argparse.Namespace, trained: "Trained", say: Callable[[str], None]
+    options: argparse.Namespace, trained: "TrainedModel", say: Callable[[str], None]
 ):
     """(names, readers, embeddings [q, d]) of the queries that can be decoded."""
     import numpy as np
@@ -150,7 +150,9 @@ def _queries(
     return names, images, np.concatenate(rows)
 
 
-def _embedded(trained: "Trained", split: "Split", threads: int | None) -> "Embedded":
+def _embedded(
+    trained: "TrainedModel", split: "Split", threads: int | None
+) -> "Embedded":
     """Of all images; of few of them without filling up a whole batch."""
     import numpy as np
 
@@ -180,10 +182,10 @@ def _nearest(
     if not options.approximate:
         among = gallery.of_category(options.category) if options.category else None
         return gallery.nearest(embeddings, options.top, among=among)
-    from metricjax.inference.approximate_index import Approximate
+    from metricjax.inference.approximate_index import ApproximateIndex
 
     with progress_bar("graph") as progress:
-        graph = Approximate.open(
+        graph = ApproximateIndex.open(
             gallery, threads=options.threads, say=say, progress=progress
         )
     say(

@@ -94,14 +94,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def _application(options: argparse.Namespace, is_local: bool, say):
     """The index, the model and their routes; what takes long is said."""
-    from metricjax.inference.trained_model import Trained
+    from metricjax.inference.trained_model import TrainedModel
     from metricjax.runtime import compilation_cache
     from metricjax.serving import application, guard, searching, uploads
-    from metricjax.serving.batches import Batches
+    from metricjax.serving.batches import RequestBatcher
     from metricjax.serving.catalog import Catalog, Threshold
 
     compilation_cache.use()
-    trained = Trained.open(options.run)
+    trained = TrainedModel.open(options.run)
     index = gallery_flags.open_index(options, trained, say)
     pages = {name: Path(options.run) / name for name in application.PAGES}
     pages = {name: path for name, path in pages.items() if path.is_file()}
@@ -116,7 +116,7 @@ def _application(options: argparse.Namespace, is_local: bool, say):
     service = application.Service(
         title=_title(options, trained.config.data),
         catalog=catalog,
-        batches=Batches(searcher, size=size),
+        batches=RequestBatcher(searcher, size=size),
         decoder=uploads.Decoder(
             transform.prepare_test, transform.config.channels, transform.enough
         ),

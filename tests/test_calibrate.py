@@ -7,7 +7,7 @@ import pytest
 from metricjax import evaluation
 from metricjax.calibrate import main
 from metricjax.data.collections import open_collection
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -26,7 +26,7 @@ def test_a_table_and_a_file(tiny, tmp_path, capsys):
     out = tmp_path / "thresholds.json"
     code, said = run(capsys, tiny.finished, tiny.shapes, "--out", out)
     assert code == 0, said.err
-    trained = Trained.open(tiny.finished)
+    trained = TrainedModel.open(tiny.finished)
     split = open_collection(tiny.shapes, channels=1)
     expected = evaluation.calibrate(trained.embed(split).embeddings, split.labels)
     found = json.loads(out.read_text())

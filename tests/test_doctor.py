@@ -37,7 +37,7 @@ def cache(monkeypatch):
 
 
 def lines_of(text):
-    """(verdict, check, sentence) of each line of a table."""
+    """(status, check, sentence) of each line of a table."""
     return [line.strip().split(maxsplit=2) for line in text.splitlines()]
 
 
@@ -51,7 +51,7 @@ def test_a_line_a_check_and_nothing_left_behind(brief, cache, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
     found = lines_of(capsys.readouterr().out)
     assert [check for _, check, _ in found] == CHECKS
-    verdicts = {check: verdict for verdict, check, _ in found}
+    verdicts = {check: status for status, check, _ in found}
     assert verdicts.pop("memory") in (OK, WARNING)
     assert verdicts.pop("workdir") in (OK, WARNING)
     assert set(verdicts.values()) == {OK}
@@ -155,8 +155,8 @@ def install(monkeypatch):
 )
 def test_versions_that_belong_together(install, more):
     install(GOOD | more)
-    finding = host_checks.versions()
-    assert finding.verdict == OK and "jax 0.10.2" in finding.sentence
+    check = host_checks.versions()
+    assert check.status == OK and "jax 0.10.2" in check.sentence
 
 
 @pytest.mark.parametrize(
@@ -175,46 +175,46 @@ def test_versions_that_belong_together(install, more):
 )
 def test_versions_that_do_not(install, more, said, remedy):
     install({name: v for name, v in (GOOD | more).items() if v})
-    finding = host_checks.versions()
-    assert finding.verdict == FAILED and said in finding.sentence
-    assert remedy in finding.sentence.partition("pip install ")[2]
+    check = host_checks.versions()
+    assert check.status == FAILED and said in check.sentence
+    assert remedy in check.sentence.partition("pip install ")[2]
 
 
 def test_metricjax_that_is_not_installed(install):
     install({name: v for name, v in GOOD.items() if name != "metricjax"})
-    finding = host_checks.versions()
-    assert finding.verdict == WARNING and "pip install -e ." in finding.sentence
+    check = host_checks.versions()
+    assert check.status == WARNING and "pip install -e ." in check.sentence
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    finding = host_checks.workdir(str(tmp_path / "file" / "run"))
-    assert finding.verdict == FAILED and "choose another --workdir" in finding.sentence
+    check = host_checks.workdir(str(tmp_path / "file" / "run"))
+    assert check.status == FAILED and "choose another --workdir" in check.sentence
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_workdir_with_little_room(tmp_path, monkeypatch):
     usage = lambda path: type("Usage", (), {"free": 2**30})  # noqa: E731
     monkeypatch.setattr(host_checks.shutil, "disk_usage", usage)
-    finding = host_checks.workdir(str(tmp_path))
-    assert finding.verdict == WARNING and "1.0 GiB free: free some" in finding.sentence
+    check = host_checks.workdir(str(tmp_path))
+    assert check.status == WARNING and "1.0 GiB free: free some" in check.sentence
 
 
 def test_a_workdir_in_a_bucket():
     fsspec = pytest.importorskip("fsspec")
-    finding = host_checks.workdir("memory://doctor/runs")
-    assert finding == host_checks.Finding(
+    check = host_checks.workdir("memory://doctor/runs")
+    assert check == host_checks.Check(
         "workdir", OK, "memory://doctor/runs can be written, read and deleted from"
     )
     assert fsspec.filesystem("memory").find("/doctor") == []
-    finding = host_checks.data("memory://doctor/runs")
-    assert finding.verdict == FAILED and "is empty" in finding.sentence
+    check = host_checks.data("memory://doctor/runs")
+    assert check.status == FAILED and "is empty" in check.sentence
 
 
 def test_a_bucket_of_an_unknown_kind():
     pytest.importorskip("fsspec")
-    finding = host_checks.workdir("nosuch://bucket/run")
-    assert finding.verdict == FAILED and "nosuch://bucket/run" in finding.sentence
+    check = host_checks.workdir("nosuch://bucket/run")
+    assert check.status == FAILED and "nosuch://bucket/run" in check.sentence
 
 
 def test_a_bucket_without_its_package():
@@ -223,20 +223,20 @@ def test_a_bucket_without_its_package():
         pytest.skip("gcsfs is installed")
     except importlib.metadata.PackageNotFoundError:
         pass
-    finding = host_checks.workdir("gs://bucket/run")
-    assert finding.verdict == FAILED and "metricjax[remote]" in finding.sentence
+    check = host_checks.workdir("gs://bucket/run")
+    assert check.status == FAILED and "metricjax[remote]" in check.sentence
 
 
 def test_a_bucket_that_does_not_answer(monkeypatch):
     monkeypatch.setattr(host_checks, "_BUCKET_LIMIT", 0.05)
     monkeypatch.setattr(host_checks, "_ask_bucket", lambda *_: time.sleep(5))
-    finding = host_checks.data("gs://bucket/photos")
-    assert finding.verdict == FAILED and "did not answer within" in finding.sentence
+    check = host_checks.data("gs://bucket/photos")
+    assert check.status == FAILED and "did not answer within" in check.sentence
 
 
 def test_data(tmp_path):
-    finding = host_checks.data(str(tmp_path))
-    assert finding.verdict == FAILED and "of 0 names: put the" in finding.sentence
+    check = host_checks.data(str(tmp_path))
+    assert check.status == FAILED and "of 0 names: put the" in check.sentence
     archive = tmp_path / "photos.zip"
     archive.write_bytes(bytes(2**20))
     assert "a file of 1.0 MiB" in host_checks.data(str(archive)).sentence
@@ -244,16 +244,16 @@ def test_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("free", "verdict", "words"),
+    ("free", "status", "words"),
     [
         (8 * 2**30, OK, "8.0 GiB free"),
         (2**30, WARNING, "1.0 GiB free: end other programs"),
         (None, OK, "does not tell"),
     ],
 )
-def test_memory(free, verdict, words):
-    finding = host_checks.memory(free)
-    assert finding.verdict == verdict and words in finding.sentence
+def test_memory(free, status, words):
+    check = host_checks.memory(free)
+    assert check.status == status and words in check.sentence
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,8 @@ def test_a_gpu_that_is_passed_over(platforms, plugin, remedy, monkeypatch):
     monkeypatch.setattr(device_checks, "unused_accelerator", lambda: "cuda")
     monkeypatch.setattr(device_checks, "version", lambda name: plugin)
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
-    finding = device_checks.devices()
-    assert finding.verdict == WARNING and remedy in finding.sentence
+    check = device_checks.devices()
+    assert check.status == WARNING and remedy in check.sentence
 
 
 NO_DEVICE = (
@@ -307,7 +307,7 @@ def test_a_platform_that_is_not_there(tmp_path):
         text=True,
         timeout=300,
     )
-    found = {check: (verdict, s) for verdict, check, s in lines_of(result.stdout)}
+    found = {check: (status, s) for status, check, s in lines_of(result.stdout)}
     if "devices" in found and found["devices"][0] == OK:
         pytest.skip("there is a GPU")
     assert result.returncode == 2, result.stderr
@@ -338,16 +338,16 @@ def test_hosts_that_run_other_programs(change, words, monkeypatch):
         return said(own, own | change, own)
 
     monkeypatch.setattr(exchange, "gather", gather)
-    finding = device_checks.hosts()
-    assert finding.verdict == (FAILED if words else OK)
-    assert (words or "3 with the same programs: host 0 (n0), ") in finding.sentence
+    check = device_checks.hosts()
+    assert check.status == (FAILED if words else OK)
+    assert (words or "3 with the same programs: host 0 (n0), ") in check.sentence
 
 
 def test_a_workdir_that_one_host_lacks(monkeypatch, tmp_path):
     answers = {"there": said(True, False), "nowhere": said(False, False)}
     monkeypatch.setattr(exchange, "gather", lambda *_: answers["there"])
-    finding = device_checks.sharing(str(tmp_path))
-    assert finding.verdict == FAILED and "host 1 (n1) has no" in finding.sentence
+    check = device_checks.sharing(str(tmp_path))
+    assert check.status == FAILED and "host 1 (n1) has no" in check.sentence
     monkeypatch.setattr(exchange, "gather", lambda *_: answers["nowhere"])
     assert device_checks.sharing(str(tmp_path)) is None
 
@@ -355,20 +355,20 @@ def test_a_workdir_that_one_host_lacks(monkeypatch, tmp_path):
 def test_one_device_has_nothing_to_reduce_over(monkeypatch):
     one = mesh.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(mesh, "make_mesh", lambda: one)
-    finding = device_checks.all_reduce()
-    assert finding.verdict == OK and "one device" in finding.sentence
+    check = device_checks.all_reduce()
+    assert check.status == OK and "one device" in check.sentence
 
 
 def test_a_sum_that_comes_out_wrong(monkeypatch):
     monkeypatch.setattr(device_checks.jnp, "sum", lambda x, axis: x[0] * 7)
-    finding = device_checks.all_reduce(0.01)
-    assert finding.verdict == FAILED and "the sum came out wrong" in finding.sentence
+    check = device_checks.all_reduce(0.01)
+    assert check.status == FAILED and "the sum came out wrong" in check.sentence
 
 
 def test_compiled_programs_are_kept_or_not(cache, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    for directory, verdict, words in (
+    for directory, status, words in (
         (None, OK, f"go to {tmp_path / 'home' / 'metricjax' / 'programs'}"),
         (tmp_path / "file" / "compiled", WARNING, "cannot be kept in"),
         (tmp_path / "compiled", OK, f"go to {tmp_path / 'compiled'}"),
@@ -378,8 +378,8 @@ def test_compiled_programs_are_kept_or_not(cache, tmp_path, monkeypatch):
         cache(directory)
         with device_checks.cache_set_aside() as found:
             assert jax.config.jax_compilation_cache_dir is None
-            finding = device_checks.compilation(found)
-        assert finding.verdict == verdict and words in finding.sentence
+            check = device_checks.compilation(found)
+        assert check.status == status and words in check.sentence
         assert jax.config.jax_compilation_cache_dir == directory
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -388,11 +388,11 @@ def test_compiled_programs_that_are_not_kept():
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         with device_checks.cache_set_aside() as found:
-            finding = device_checks.compilation(found)
+            check = device_checks.compilation(found)
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
-    assert finding.verdict == WARNING
-    assert "set JAX_COMPILATION_CACHE_DIR to a directory" in finding.sentence
+    assert check.status == WARNING
+    assert "set JAX_COMPILATION_CACHE_DIR to a directory" in check.sentence
 
 
 @pytest.mark.slow

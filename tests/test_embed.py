@@ -15,7 +15,7 @@ from devices import xla_flags
 from metricjax.data.collections import open_collection
 from metricjax.embed import USAGE, main
 from metricjax.inference import embedding_files
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.runtime import compilation_cache
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    return Trained.open(tiny.finished)
+    return TrainedModel.open(tiny.finished)
 
 
 @pytest.fixture
 def opened(trained, monkeypatch, tmp_path):
     """The run `run`, opened already; works in an own directory."""
     asked = []
-    monkeypatch.setattr(Trained, "open", lambda run: asked.append(run) or trained)
+    monkeypatch.setattr(TrainedModel, "open", lambda run: asked.append(run) or trained)
     monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.chdir(tmp_path)
     return asked
@@ -208,13 +208,13 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def after_blocks(count):
-    def append(self, embedded, whole=partial_embeddings.Growing.append):
+    def append(self, embedded, whole=partial_embeddings.PartialEmbeddings.append):
         if self.count == 16 * count:
             with (self.directory / "embeddings.bin").open("ab") as file:
                 file.write(embedded.embeddings.tobytes()[:-9])
             die()
         whole(self, embedded)
-    partial_embeddings.Growing.append = append
+    partial_embeddings.PartialEmbeddings.append = append
 
 def while_saving():
     replace = os.replace

@@ -20,7 +20,7 @@ from metricjax.data.decoding import decode
 from metricjax.errors import InputError
 from metricjax.export import main
 from metricjax.exporters import formats, loading_snippets, model_card
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 
 pytest.importorskip("flatbuffers")
 pytestmark = pytest.mark.usefixtures("quick")
@@ -35,7 +35,7 @@ for name in ("metricjax", "flax", "optax", "orbax", "grain", "ml_collections"):
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    return Trained.open(tiny.finished)
+    return TrainedModel.open(tiny.finished)
 
 
 def written(capsys, *arguments):

@@ -13,8 +13,8 @@ from PIL import Image
 from metricjax import embed
 from metricjax.data.collections import open_collection
 from metricjax.errors import disk_errors
-from metricjax.inference.partial_embeddings import Growing
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.partial_embeddings import PartialEmbeddings
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.runtime import compilation_cache
 from metricjax.search import USAGE, main
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    return Trained.open(tiny.finished)
+    return TrainedModel.open(tiny.finished)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def place(tiny, trained, cache, monkeypatch, tmp_path):
     """A directory with a gallery, `shapes`; the run is opened already."""
-    monkeypatch.setattr(Trained, "open", lambda run: trained)
+    monkeypatch.setattr(TrainedModel, "open", lambda run: trained)
     monkeypatch.setattr(compilation_cache, "use", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(tmp_path)
@@ -228,7 +228,7 @@ def test_names_of_any_letters(place, capsys):
 
 def test_the_disk_gets_full(place, capsys, monkeypatch):
     """While the gallery is embedded: a sentence, and the next start goes on."""
-    cut = Growing.append
+    cut = PartialEmbeddings.append
 
     def append(self, embedded):
         if self.count == 32:
@@ -241,7 +241,7 @@ def test_the_disk_gets_full(place, capsys, monkeypatch):
 
     arguments = ["--gallery", "shapes", "shapes/class01/0.png", "--index", "kept"]
     with monkeypatch.context() as patched:
-        patched.setattr(Growing, "append", full)
+        patched.setattr(PartialEmbeddings, "append", full)
         words = refuse(capsys, *arguments)
     assert "unfinished: the disk is full; free some space" in words
     assert "Going on after 32 images." in search(capsys, *arguments).err

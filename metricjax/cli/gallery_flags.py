@@ -10,7 +10,7 @@ from metricjax.errors import InputError
 
 if TYPE_CHECKING:
     from metricjax.inference.gallery_index import Index
-    from metricjax.inference.trained_model import Trained
+    from metricjax.inference.trained_model import TrainedModel
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def open_index(
-    options: argparse.Namespace, trained: "Trained", say: Callable[[str], None]
+    options: argparse.Namespace, trained: "TrainedModel", say: Callable[[str], None]
 ) -> "Index":
     """The gallery's index, embedded with a progress bar as far as it is new."""
     from metricjax.inference.gallery_index import Index, open_images

@@ -25,7 +25,7 @@ def pack(per_query: Mapping[str, np.ndarray], test: Split) -> bytes:
     """The content of the file.
 
     Args:
-      per_query: as `evaluate_split.judge` returns it: `query` counts in the split.
+      per_query: as `evaluate_split.evaluate` returns it: `query` counts in the split.
       test: the images that were judged.
     """
     arrays = {

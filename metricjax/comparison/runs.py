@@ -21,7 +21,7 @@ from metricjax.evaluation.intervals import (
     t_interval,
     welch_interval,
 )
-from metricjax.storage.directories import Place, open_place
+from metricjax.storage.directories import Storage, open_storage
 
 METRICS = ("recall@1", "r_precision", "map@r")
 # What runs of one entry may differ in.
@@ -243,7 +243,7 @@ def _repeated(runs: Sequence[Finished]) -> str:
 
 def _expanded(address: str) -> list[str]:
     """The address itself, or of several folds each run."""
-    names = open_place(address).names()
+    names = open_storage(address).names()
     folds = sorted(name for name in names if name.startswith("fold"))
     if "config.json" in names or not folds:
         return [str(address)]
@@ -251,7 +251,7 @@ def _expanded(address: str) -> list[str]:
 
 
 def _finished(address: str) -> Finished:
-    place = open_place(address)
+    place = open_storage(address)
     config = place.read("config.json")
     if config is None:
         raise InputError(
@@ -290,7 +290,7 @@ def _finished(address: str) -> Finished:
     )
 
 
-def _json(content: bytes, place: Place, name: str) -> dict[str, Any]:
+def _json(content: bytes, place: Storage, name: str) -> dict[str, Any]:
     try:
         found = json.loads(content)
         if not isinstance(found, dict):

@@ -11,14 +11,14 @@ from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.data.decoding import decode
 from metricjax.data.samplers.class_balanced import PKSampler
-from metricjax.diagnostics.host_checks import OK, Finding
+from metricjax.diagnostics.host_checks import OK, Check
 
 
-def examine(seconds: float = 1.0) -> Finding:
+def examine(seconds: float = 1.0) -> Check:
     """How many photographs a second come out of a run's own pipeline."""
     cores = _cores()
     rate = _rate(seconds)
-    return Finding(
+    return Check(
         "decoding",
         OK,
         f"{rate:,.0f} images/s from JPEGs of 500 x 375 to crops of 224, "

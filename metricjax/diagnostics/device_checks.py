@@ -18,7 +18,7 @@ from metricjax.diagnostics.host_checks import (
     OK,
     PACKAGES,
     WARNING,
-    Finding,
+    Check,
     brief,
     version,
 )
@@ -40,7 +40,7 @@ _GOOGLE = "0x1ae0"
 _TPUS = {"0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
 
 
-def devices() -> Finding:
+def devices() -> Check:
     """What JAX computes on, and whether it passes over something better."""
     try:
         found = hardware.here().title
@@ -51,13 +51,13 @@ def devices() -> Finding:
         if asked:
             remedy = f"JAX_PLATFORMS is {asked}: install its extra, or unset it"
         said = str(error) and f" ({brief(error)})"
-        return Finding("devices", FAILED, f"JAX finds no device{said}; {remedy}")
+        return Check("devices", FAILED, f"JAX finds no device{said}; {remedy}")
     here = len(jax.local_devices())
     if here != len(jax.devices()):
         found += f", {here} of them on this host"
     extra = unused_accelerator() if backend == "cpu" else None
     if extra is None:
-        return Finding("devices", OK, found)
+        return Check("devices", OK, found)
     name = _TRACES[extra][0]
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         remedy = "unset JAX_PLATFORMS, which says cpu"
@@ -66,7 +66,7 @@ def devices() -> Finding:
     else:
         remedy = f"pip install 'metricjax[{extra}]'"
     sentence = f"{found}, although the system shows {name}: {remedy}"
-    return Finding("devices", WARNING, sentence)
+    return Check("devices", WARNING, sentence)
 
 
 def unused_accelerator(root: Path = Path("/")) -> str | None:
@@ -84,7 +84,7 @@ def unused_accelerator(root: Path = Path("/")) -> str | None:
     return None
 
 
-def hosts() -> Finding:
+def hosts() -> Check:
     """Which hosts there are, and whether they run the same; to be called on all."""
     own = {"python": ".".join(platform.python_version_tuple()[:2])}
     own |= {name: version(name) for name in PACKAGES}
@@ -92,7 +92,7 @@ def hosts() -> Finding:
     said = exchange.gather("programs", own)
     names = [name for name, _ in said]
     if len(said) == 1:
-        return Finding("hosts", OK, f"one, {platform.node()}")
+        return Check("hosts", OK, f"one, {platform.node()}")
     texts = Counter(json.dumps(facts, sort_keys=True) for _, facts in said)
     common = json.loads(texts.most_common(1)[0][0])
     different = []
@@ -103,17 +103,15 @@ def hosts() -> Finding:
         elif odd:
             different.append(f"{name} has {odd[0]} {facts.get(odd[0])}")
     if different:
-        return Finding(
+        return Check(
             "hosts",
             FAILED,
             f"{len(said)}, but {'; '.join(different)}: install the same on every host",
         )
-    return Finding(
-        "hosts", OK, f"{len(said)} with the same programs: {', '.join(names)}"
-    )
+    return Check("hosts", OK, f"{len(said)} with the same programs: {', '.join(names)}")
 
 
-def sharing(workdir: str) -> Finding | None:
+def sharing(workdir: str) -> Check | None:
     """Do all hosts see the same workdir? None if it is not there yet."""
     path = local_path(workdir)
     is_there = path is None or path.is_dir()  # A bucket needs no directories.
@@ -124,10 +122,10 @@ def sharing(workdir: str) -> Finding | None:
     if not lacking:
         try:
             host_checks.check_shared(workdir)
-            return Finding("sharing", OK, f"all hosts see what is in {workdir}")
+            return Check("sharing", OK, f"all hosts see what is in {workdir}")
         except InputError as error:
-            return Finding("sharing", FAILED, brief(error))
-    return Finding(
+            return Check("sharing", FAILED, brief(error))
+    return Check(
         "sharing",
         FAILED,
         f"{', '.join(lacking)} has no {workdir}, which others have: name a directory "
@@ -135,17 +133,17 @@ def sharing(workdir: str) -> Finding | None:
     )
 
 
-def all_reduce(seconds: float = 2.0) -> Finding:
+def all_reduce(seconds: float = 2.0) -> Check:
     """Sums over all devices, small and large; to be called on all hosts."""
     mesh = meshes.make_mesh()
     if mesh.size == 1:
-        return Finding("all-reduce", OK, "one device: there is nothing to reduce over")
+        return Check("all-reduce", OK, "one device: there is nothing to reduce over")
     floats = 2**20 if mesh.devices.flat[0].platform == "cpu" else 2**24
     try:
         latency = _time_sum(mesh, 1, seconds / 2)
         large = _time_sum(mesh, floats, seconds / 2)
     except Exception as error:  # A collective fails in as many ways as there are links.
-        return Finding(
+        return Check(
             "all-reduce",
             FAILED,
             f"the devices cannot compute together ({brief(error)}): see that the hosts "
@@ -153,7 +151,7 @@ def all_reduce(seconds: float = 2.0) -> Finding:
         )
     # Each device sends and receives so much at least, however the sum is arranged.
     moved = 4 * floats * 2 * (mesh.size - 1) / mesh.size
-    return Finding(
+    return Check(
         "all-reduce",
         OK,
         f"over {mesh.size} devices {latency * 1e6:,.0f} us for 4 bytes; "
@@ -206,7 +204,7 @@ def _cache_directory(chosen: str | None) -> str | None:
         return None
 
 
-def compilation(directory: str | None) -> Finding:
+def compilation(directory: str | None) -> Check:
     """How long a program takes, and whether compiled ones are kept in a directory."""
     began = time.perf_counter()
     image, kernel = jnp.ones((8, 32, 32, 3)), jnp.ones((3, 3, 3, 16))
@@ -214,7 +212,7 @@ def compilation(directory: str | None) -> Finding:
     jax.jit(gradient).lower(kernel).compile()
     found = f"the gradient of a convolution in {time.perf_counter() - began:.1f} s"
     if not directory:
-        return Finding(
+        return Check(
             "compilation",
             WARNING,
             f"{found}; compiled programs are not kept for the next start: set "
@@ -222,13 +220,13 @@ def compilation(directory: str | None) -> Finding:
             "JAX_ENABLE_COMPILATION_CACHE",
         )
     if "://" not in directory and not _is_writable(Path(directory)):
-        return Finding(
+        return Check(
             "compilation",
             WARNING,
             f"{found}; compiled programs cannot be kept in {directory}: set "
             "JAX_COMPILATION_CACHE_DIR to a directory that can be written",
         )
-    return Finding("compilation", OK, f"{found}; compiled programs go to {directory}")
+    return Check("compilation", OK, f"{found}; compiled programs go to {directory}")
 
 
 def _convolve(image, kernel):

@@ -23,21 +23,21 @@ _BUCKET_LIMIT = 20.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the doctor's table.
 
     Attributes:
-      check: what was looked at, in a word or two.
-      verdict: `OK`, `WARNING` or `FAILED`.
+      name: what was looked at, in a word or two.
+      status: `OK`, `WARNING` or `FAILED`.
       sentence: what was found, and unless it is ok what to do.
     """
 
-    check: str
-    verdict: str
+    name: str
+    status: str
     sentence: str
 
 
-def versions() -> Finding:
+def versions() -> Check:
     """Do the installed packages belong together? Imports none of them."""
     installed = {name: version(name) for name in PACKAGES}
     wrong = list(_unmet())
@@ -50,17 +50,17 @@ def versions() -> Finding:
             for who, requirement, there in wrong
         )
         wanted = " ".join(f"'{requirement}'" for _, requirement, _ in wrong)
-        return Finding("versions", FAILED, f"{said}: pip install {wanted}")
+        return Check("versions", FAILED, f"{said}: pip install {wanted}")
     named = [f"{name} {there}" for name, there in installed.items() if there]
     found = f"python {platform.python_version()}, {', '.join(named)}"
     if version("metricjax") is None:
-        return Finding(
+        return Check(
             "versions",
             WARNING,
             f"{found}; metricjax itself is not installed, so that what it needs is not "
             "known: pip install -e . in its directory",
         )
-    return Finding("versions", OK, found)
+    return Check("versions", OK, found)
 
 
 def _unmet() -> Iterator[tuple[str, str, str | None]]:
@@ -108,9 +108,9 @@ def _release(text: str) -> str:
     return Version(text).base_version
 
 
-def not_importable(error: Exception) -> Finding:
+def not_importable(error: Exception) -> Check:
     """jax or what is built on it cannot be imported."""
-    return Finding(
+    return Check(
         "import",
         FAILED,
         f"{brief(error)}: install metricjax anew in an environment of its own, with "
@@ -124,7 +124,7 @@ def brief(error: BaseException) -> str:
     return (text if len(text) < 300 else f"{text[:300]} ...").rstrip(".")
 
 
-def workdir(root: str) -> Finding:
+def workdir(root: str) -> Check:
     """Can a run be kept there? A file is written, read again and deleted."""
     from metricjax.storage.directories import local_path
 
@@ -141,7 +141,7 @@ def workdir(root: str) -> Finding:
             os.fsync(file.fileno())
         free = shutil.disk_usage(place).free
     except OSError as error:
-        return Finding(
+        return Check(
             "workdir",
             FAILED,
             f"{root}: {place} cannot be written ({brief(error)}): choose another "
@@ -150,15 +150,15 @@ def workdir(root: str) -> Finding:
     where = root if place == path.absolute() else f"{root} (to be made in {place})"
     found = f"{where} can be written, {free / _GIB:.1f} GiB free"
     if free < 2 * _GIB:
-        return Finding(
+        return Check(
             "workdir",
             WARNING,
             f"{found}: free some, for checkpoints of a large model take more",
         )
-    return Finding("workdir", OK, found)
+    return Check("workdir", OK, found)
 
 
-def data(root: str) -> Finding:
+def data(root: str) -> Check:
     """Is data.root there and readable? What is in it is not looked at."""
     from metricjax.storage.directories import local_path
 
@@ -170,7 +170,7 @@ def data(root: str) -> Finding:
             names = len(os.listdir(path))
             found = f"{root} is a directory of {names:,} names"
             if not names:
-                return Finding(
+                return Check(
                     "data", FAILED, f"{found}: put the images there, or name another"
                 )
         else:
@@ -178,32 +178,32 @@ def data(root: str) -> Finding:
                 file.read(1)
             found = f"{root} is a file of {path.stat().st_size / 2**20:,.1f} MiB"
     except OSError as error:
-        return Finding(
+        return Check(
             "data",
             FAILED,
             f"{root} cannot be read ({error.strerror}): name the directory or archive "
             "that data.root is to be, on every host",
         )
-    return Finding("data", OK, f"{found}; metricjax.prepare --check looks inside")
+    return Check("data", OK, f"{found}; metricjax.prepare --check looks inside")
 
 
-def _bucket(check: str, root: str, writes: bool) -> Finding:
+def _bucket(check: str, root: str, writes: bool) -> Check:
     """The same of an address such as gs://bucket/dir, within a time limit."""
-    answer: list[Finding] = []
+    answer: list[Check] = []
 
     def ask():
         try:
             answer.append(_ask_bucket(check, root, writes))
         except Exception as error:  # Each kind of address has errors of its own.
             sentence = f"{root}: {brief(error)}; see that this machine may use it"
-            answer.append(Finding(check, FAILED, sentence))
+            answer.append(Check(check, FAILED, sentence))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_BUCKET_LIMIT)
     if answer:
         return answer[0]
-    return Finding(
+    return Check(
         check,
         FAILED,
         f"{root} did not answer within {_BUCKET_LIMIT:.0f} s: see that this machine "
@@ -211,18 +211,18 @@ def _bucket(check: str, root: str, writes: bool) -> Finding:
     )
 
 
-def _ask_bucket(check: str, root: str, writes: bool) -> Finding:
+def _ask_bucket(check: str, root: str, writes: bool) -> Check:
     from metricjax.errors import InputError
-    from metricjax.storage.bucket import Store
-    from metricjax.storage.directories import open_place
+    from metricjax.storage.bucket import BucketFiles
+    from metricjax.storage.directories import open_storage
 
     try:
         if not writes:
-            names = len(open_place(root).names())
+            names = len(open_storage(root).names())
             if not names:
-                return Finding(check, FAILED, f"{root} is empty: name another")
-            return Finding(check, OK, f"{root} holds {names:,} names")
-        place = Store(root, patient=False)
+                return Check(check, FAILED, f"{root} is empty: name another")
+            return Check(check, OK, f"{root} holds {names:,} names")
+        place = BucketFiles(root, patient=False)
         name = f".metricjax-{os.getpid()}-{time.time_ns()}"
         place.write(name, b"doctor")
         try:
@@ -230,22 +230,22 @@ def _ask_bucket(check: str, root: str, writes: bool) -> Finding:
         finally:
             place.remove([name])
     except InputError as error:
-        return Finding(check, FAILED, brief(error))
+        return Check(check, FAILED, brief(error))
     if not is_same:
-        return Finding(check, FAILED, f"{root} gives back other bytes: name another")
-    return Finding(check, OK, f"{root} can be written, read and deleted from")
+        return Check(check, FAILED, f"{root} gives back other bytes: name another")
+    return Check(check, OK, f"{root} can be written, read and deleted from")
 
 
-def memory(free: int | None) -> Finding:
+def memory(free: int | None) -> Check:
     """Memory that programs of this machine may still take, in bytes."""
     if free is None:
-        return Finding("memory", OK, "the system does not tell how much is free")
+        return Check("memory", OK, "the system does not tell how much is free")
     found = f"{free / _GIB:.1f} GiB free"
     if free < 2 * _GIB:
-        return Finding(
+        return Check(
             "memory",
             WARNING,
             f"{found}: end other programs, or set config.data.cache_gib=0 and a "
             "smaller batch",
         )
-    return Finding("memory", OK, found)
+    return Check("memory", OK, found)

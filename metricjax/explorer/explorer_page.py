@@ -28,7 +28,7 @@ def per_query_metrics(embedded: Embedded, split: Split) -> tuple[dict, list[str]
     right = found[split.labels] - own
     if split.num_classes > 1 and (right > 0)[split.is_query & embedded.valid].any():
         config = EvaluationConfig(recall_at=(1,))
-        judged = evaluate_split.judge(
+        judged = evaluate_split.evaluate(
             embedded, split, config, bootstrap=0, per_query=True
         )
         return judged["per_query"], []
@@ -64,7 +64,7 @@ def write(
       path: the HTML file; one that exists is replaced.
       embedded: the images' embeddings.
       split: the images; they are read once more, for their thumbnails.
-      per_query: what `evaluate_split.judge` found of each query.
+      per_query: what `evaluate_split.evaluate` found of each query.
       title: what the images are.
       seed, tsne: as of `build.explore`.
       progress: called with how many sheets of pictures are drawn, and of how many.

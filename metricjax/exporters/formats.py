@@ -13,7 +13,7 @@ from metricjax import models
 from metricjax.errors import InputError
 from metricjax.exporters.onnx import convert
 from metricjax.inference import embedder
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.runtime import mesh
 
 FORMATS = ("stablehlo", "onnx")
@@ -23,7 +23,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 
 
-def stablehlo(trained: Trained, platforms: Sequence[str]) -> bytes:
+def stablehlo(trained: TrainedModel, platforms: Sequence[str]) -> bytes:
     """The network as `jax.export` serialises it.
 
     One file for several platforms: each does what is fastest there, as in training.
@@ -53,7 +53,7 @@ def stablehlo(trained: Trained, platforms: Sequence[str]) -> bytes:
         raise _not_exportable(trained, error) from error
 
 
-def onnx(trained: Trained) -> bytes:
+def onnx(trained: TrainedModel) -> bytes:
     """The network as an ONNX model, in float32 whatever it was trained in.
 
     Raises:
@@ -90,7 +90,7 @@ def run_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def difference(
-    trained: Trained, run: Callable[[np.ndarray], np.ndarray], count: int = 5
+    trained: TrainedModel, run: Callable[[np.ndarray], np.ndarray], count: int = 5
 ) -> float:
     """The largest difference between an exported network's embeddings and the run's.
 
@@ -124,7 +124,7 @@ def _pictures(count: int, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n h
     return np.stack(pictures)
 
 
-def _function(trained: Trained, dtype: str | None = None):
+def _function(trained: TrainedModel, dtype: str | None = None):
     """Images to unit embeddings with the parameters inside, and an image's shape."""
     model = trained.model
     if dtype not in (None, trained.config.model.dtype):
@@ -139,7 +139,7 @@ def _function(trained: Trained, dtype: str | None = None):
     return function, transform.shape
 
 
-def _not_exportable(trained: Trained, error: Exception) -> InputError:
+def _not_exportable(trained: TrainedModel, error: Exception) -> InputError:
     network = (
         f"{trained.config.model.backbone} with the head {trained.config.model.head}"
     )

@@ -12,7 +12,7 @@ from typing import Any
 from metricjax.config.parsing import to_dict
 from metricjax.errors import counted
 from metricjax.exporters import loading_snippets
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.models.cost import count_parameters
 
 _NORMALIZATIONS = {
@@ -24,7 +24,11 @@ _NORMALIZATIONS = {
 
 
 def render(
-    trained: Trained, file: str, kind: str, platforms: Sequence[str], difference: float
+    trained: TrainedModel,
+    file: str,
+    kind: str,
+    platforms: Sequence[str],
+    difference: float,
 ) -> str:
     """The card in Markdown.
 
@@ -56,7 +60,7 @@ def render(
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(trained: Trained, file: str, kind: str) -> str:
+def _summary(trained: TrainedModel, file: str, kind: str) -> str:
     model = trained.config.model
     count = count_parameters(trained.variables["params"])
     return (
@@ -69,7 +73,7 @@ def _summary(trained: Trained, file: str, kind: str) -> str:
     )
 
 
-def _specification(trained: Trained) -> str:
+def _specification(trained: TrainedModel) -> str:
     config = trained.transform.config
     side, colours = config.image_size, "grey" if config.channels == 1 else "RGB"
     return (
@@ -119,7 +123,7 @@ def _dataset(results: Mapping) -> str:
     return str((results.get("dataset") or {}).get("name", "a data set without a name"))
 
 
-def _metrics(results: Mapping, trained: Trained) -> str:
+def _metrics(results: Mapping, trained: TrainedModel) -> str:
     titles = {f"recall@{k}": f"Recall@{k}" for k in trained.config.evaluation.recall_at}
     titles |= {"r_precision": "R-precision", "map@r": "MAP@R"}
     columns = ("test classes", "95% interval", "before training", "validation")
@@ -199,7 +203,7 @@ def _rate(values: Mapping, rate: str, interval: str) -> str:
     return f"{100 * values[rate]:.3g}%{said}"
 
 
-def _training(trained: Trained) -> str:
+def _training(trained: TrainedModel) -> str:
     config, results = trained.config, trained.results
     pretrained = config.model.pretrained or "none, random values"
     rows = [
@@ -222,7 +226,7 @@ def _training(trained: Trained) -> str:
     )
 
 
-def _limits(trained: Trained) -> str:
+def _limits(trained: TrainedModel) -> str:
     results = trained.results
     test = (results.get("dataset") or {}).get("test") or {}
     classes = f"{test['classes']:,} classes" if "classes" in test else "classes"

@@ -25,7 +25,7 @@ _PREFIX, _SUFFIX = "approximate-", ".usearch"
 
 
 @dataclass(frozen=True, eq=False)
-class Approximate:
+class ApproximateIndex:
     """A graph over the images of an index that can be decoded."""
 
     index: Index
@@ -39,7 +39,7 @@ class Approximate:
         threads: int | None = None,
         say: Callable[[str], None] = lambda note: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> "Approximate":
+    ) -> "ApproximateIndex":
         """The graph that is kept beside the index; made, if there is none of it.
 
         Args:

@@ -13,14 +13,14 @@ import jax
 from metricjax.data.datasets import Split
 from metricjax.errors import InputError, counted, disk_errors
 from metricjax.inference import embedding_files, partial_embeddings, vectors
-from metricjax.inference.partial_embeddings import Growing
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.partial_embeddings import PartialEmbeddings
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.runtime import exchange
 from metricjax.storage.atomic import locked
 
 
 def write(
-    trained: Trained,
+    trained: TrainedModel,
     split: Split,
     out: Path,
     *,
@@ -79,7 +79,7 @@ def _make(directory: Path) -> None:
         ) from error
 
 
-def _is_complete(out: Path, trained: Trained, images: str) -> bool:
+def _is_complete(out: Path, trained: TrainedModel, images: str) -> bool:
     """Whether the file holds already what is asked for; False if there is none.
 
     Raises:
@@ -96,7 +96,7 @@ def _is_complete(out: Path, trained: Trained, images: str) -> bool:
     )
 
 
-def _other(trained: Trained, model: str) -> str:
+def _other(trained: TrainedModel, model: str) -> str:
     return "other images" if model == trained.identity else "another model"
 
 
@@ -108,11 +108,11 @@ def _digest(split: Split, keys) -> str:
     return hashlib.sha256(b"".join(parts) + json.dumps(names).encode()).hexdigest()
 
 
-def _begun(directory: Path, trained: Trained, keys) -> Growing:
+def _begun(directory: Path, trained: TrainedModel, keys) -> PartialEmbeddings:
     """What an earlier start has left of the same images, or an empty beginning."""
-    rows = Growing.found(directory)
+    rows = PartialEmbeddings.found(directory)
     if rows is None:
-        return Growing.begun(directory, trained.identity, keys, trained.width)
+        return PartialEmbeddings.begun(directory, trained.identity, keys, trained.width)
     if not rows.is_of(trained.identity, keys):
         raise InputError(
             f"{directory} holds {rows.count:,} embeddings of "
@@ -124,7 +124,7 @@ def _begun(directory: Path, trained: Trained, keys) -> Growing:
 
 
 def _finish(
-    trained: Trained, split: Split, rows: Growing, images: str, out: Path
+    trained: TrainedModel, split: Split, rows: PartialEmbeddings, images: str, out: Path
 ) -> None:
     embedded = rows.embedded
     try:

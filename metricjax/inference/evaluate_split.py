@@ -1,4 +1,4 @@
-"""A split's embeddings judged: who asks, who may be found, what raw pixels reach."""
+"""A split's embeddings evaluated: who asks, who may be found, what raw pixels reach."""
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,7 +14,7 @@ from metricjax.reports.page import Gallery
 _PIXEL_SIDE = 32
 
 
-def judge(
+def evaluate(
     embedded: Embedded,
     split: Split,
     config: EvaluationConfig,
@@ -86,7 +86,7 @@ def _several(devices: Mesh | None) -> Mesh | None:
     return devices if devices is not None and devices.size > 1 else None
 
 
-def judge_learners(
+def evaluate_learners(
     embedded: Embedded, split: Split, config: EvaluationConfig, learners: int
 ) -> dict[str, list[float] | float]:
     """How the learners of an ensemble do alone, and how alike they are.
@@ -100,7 +100,7 @@ def judge_learners(
     rows = embedded.embeddings
     each = rows.reshape(len(rows), learners, -1) * np.sqrt(learners)
     alone = [
-        judge(Embedded(each[:, one], embedded.valid), split, config, bootstrap=0)
+        evaluate(Embedded(each[:, one], embedded.valid), split, config, bootstrap=0)
         for one in range(learners)
     ]
     sums = each[embedded.valid].sum(axis=1, dtype=np.float64)
@@ -137,7 +137,7 @@ def pixel_floor(
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
     embedded = Embedded(pixels, np.concatenate(valid)[: len(split)])
     config = EvaluationConfig(recall_at=(1,))
-    return judge(embedded, split, config, bootstrap=0)["recall@1"]
+    return evaluate(embedded, split, config, bootstrap=0)["recall@1"]
 
 
 def sample_queries(

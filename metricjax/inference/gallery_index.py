@@ -18,14 +18,14 @@ from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import InputError, suggestion
 from metricjax.evaluation.neighbors import unit_rows
 from metricjax.inference import embedding_files, index_cache, partial_embeddings
-from metricjax.inference.index_cache import Keeper
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.index_cache import CachedGallery
+from metricjax.inference.trained_model import TrainedModel
 
 _BLOCK = 1 << 26  # similarities that are held at a time
 
 
 def open_images(
-    trained: Trained,
+    trained: TrainedModel,
     source: str | os.PathLike | None,
     *,
     name: str | None = None,
@@ -71,7 +71,7 @@ class Index:
     @classmethod
     def open(
         cls,
-        trained: Trained,
+        trained: TrainedModel,
         source: str | os.PathLike | None,
         *,
         name: str | None = None,
@@ -110,7 +110,7 @@ class Index:
         split = open_images(
             trained, source, name=name, part=part, cropped=cropped, say=say
         )
-        keeper = Keeper(trained, split, threads, say, progress)
+        keeper = CachedGallery(trained, split, threads, say, progress)
         if own is None:
             say("The cache directory cannot be written, so the index is not kept.")
             with tempfile.TemporaryDirectory(prefix="metricjax-") as scratch:
@@ -125,7 +125,7 @@ class Index:
         return cls(split, embedded.embeddings, embedded.valid, own)
 
     @classmethod
-    def _of_file(cls, trained: Trained, path: Path, own: Path | None) -> "Index":
+    def _of_file(cls, trained: TrainedModel, path: Path, own: Path | None) -> "Index":
         found = embedding_files.load(path)
         if found.model != trained.identity:
             raise InputError(

@@ -16,8 +16,8 @@ from metricjax.data.datasets import Split
 from metricjax.errors import counted, disk_errors
 from metricjax.inference import partial_embeddings
 from metricjax.inference.embedder import Embedded
-from metricjax.inference.partial_embeddings import Growing
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.partial_embeddings import PartialEmbeddings
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.storage import user_cache
 from metricjax.storage.atomic import locked, written_whole
 
@@ -26,10 +26,10 @@ _NAME = "[0-9a-f]{16}-[0-9a-f]{16}"  # of the directory of an index
 
 
 @dataclass(frozen=True)
-class Keeper:
+class CachedGallery:
     """Embeds a gallery into a directory, or finds there what is embedded already."""
 
-    trained: Trained
+    trained: TrainedModel
     split: Split
     threads: int | None
     say: Callable[[str], None]
@@ -37,7 +37,7 @@ class Keeper:
 
     def embedded(self, directory: Path) -> Embedded:
         keys = partial_embeddings.keys_of(self.split)
-        known = Known.read(directory / "index.npz", self.trained.identity)
+        known = CachedEmbeddings.read(directory / "index.npz", self.trained.identity)
         if not known.has_all(keys):
             with disk_errors(directory):
                 directory.mkdir(parents=True, exist_ok=True)
@@ -48,10 +48,12 @@ class Keeper:
             os.utime(directory / "index.npz")
         return known.of(keys)
 
-    def _extended(self, known: "Known", keys: np.ndarray, directory: Path) -> "Known":
+    def _extended(
+        self, known: "CachedEmbeddings", keys: np.ndarray, directory: Path
+    ) -> "CachedEmbeddings":
         """What is known, and the embeddings of all images that were not."""
         unfinished, model = directory / "unfinished", self.trained.identity
-        left = Growing.found(unfinished)
+        left = PartialEmbeddings.found(unfinished)
         fresh = known.lacking(keys)
         if left is not None and left.is_of(model, keys[fresh]):
             self.say(f"Going on after {counted(left.count, 'image')}.")
@@ -66,7 +68,9 @@ class Keeper:
             of = "" if len(fresh) == len(keys) else f" of {len(keys):,} that are new"
             self.say(f"Embedding {counted(len(fresh), 'image')}{of}.")
             width = self.trained.width
-            left = left or Growing.begun(unfinished, model, keys[fresh], width)
+            left = left or PartialEmbeddings.begun(
+                unfinished, model, keys[fresh], width
+            )
             partial_embeddings.fill(
                 left,
                 self.trained,
@@ -75,14 +79,14 @@ class Keeper:
                 progress=self.progress,
             )
             known = known.joined(left.keys, left.embedded)
-        known = Known(model, keys, known.of(keys))
+        known = CachedEmbeddings(model, keys, known.of(keys))
         known.write(directory / "index.npz")
-        Growing(unfinished, model, keys, self.trained.width).remove()
+        PartialEmbeddings(unfinished, model, keys, self.trained.width).remove()
         return known
 
 
 @dataclass(frozen=True)
-class Known:
+class CachedEmbeddings:
     """Embeddings by the keys of their images, of one model."""
 
     model: str
@@ -90,7 +94,7 @@ class Known:
     embedded: Embedded | None
 
     @classmethod
-    def read(cls, path: Path, model: str) -> "Known":
+    def read(cls, path: Path, model: str) -> "CachedEmbeddings":
         """What a file has of a model; nothing where there is none, or it is damaged."""
         nothing = cls(model, np.zeros((0, 16), np.uint8), None)
         try:
@@ -131,13 +135,13 @@ class Known:
         rows = np.array([known[key] for key in map(bytes, keys)])
         return Embedded(self.embedded.embeddings[rows], self.embedded.valid[rows])
 
-    def joined(self, keys: np.ndarray, embedded: Embedded) -> "Known":
+    def joined(self, keys: np.ndarray, embedded: Embedded) -> "CachedEmbeddings":
         parts = [embedded] if self.embedded is None else [self.embedded, embedded]
         both = Embedded(
             np.concatenate([part.embeddings for part in parts]),
             np.concatenate([part.valid for part in parts]),
         )
-        return Known(self.model, np.concatenate([self.keys, keys]), both)
+        return CachedEmbeddings(self.model, np.concatenate([self.keys, keys]), both)
 
     @property
     def _rows(self) -> dict[bytes, int]:

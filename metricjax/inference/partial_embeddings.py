@@ -14,7 +14,7 @@ from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import InputError, disk_errors
 from metricjax.evaluation.rows import LENGTH_TOLERANCE
 from metricjax.inference.embedder import Embedded
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.runtime import exchange
 from metricjax.storage.atomic import write_atomically
 
@@ -35,7 +35,7 @@ def keys_of(split: Split) -> UInt8[np.ndarray, "n 16"]:
 
 
 @dataclass(eq=False)
-class Growing:
+class PartialEmbeddings:
     """The embeddings of the first `count` of some images, in a directory.
 
     Attributes:
@@ -53,7 +53,7 @@ class Growing:
     count: int = 0
 
     @classmethod
-    def found(cls, directory: Path) -> "Growing | None":
+    def found(cls, directory: Path) -> "PartialEmbeddings | None":
         """What an earlier process has left; None if there is nothing of use."""
         try:
             request = json.loads((directory / _REQUEST).read_bytes())
@@ -67,7 +67,9 @@ class Growing:
         return growing
 
     @classmethod
-    def begun(cls, directory: Path, model: str, keys, width: int) -> "Growing":
+    def begun(
+        cls, directory: Path, model: str, keys, width: int
+    ) -> "PartialEmbeddings":
         """An empty one, in the place of whatever there was.
 
         Raises:
@@ -149,8 +151,8 @@ def _lengths(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
 
 
 def fill(
-    growing: Growing | None,
-    trained: Trained,
+    growing: PartialEmbeddings | None,
+    trained: TrainedModel,
     split: Split,
     *,
     threads: int | None = None,

@@ -24,7 +24,7 @@ from metricjax.inference import embedder
 from metricjax.inference.embedder import Embedded, Embedder
 from metricjax.models import pretrained
 from metricjax.runtime import mesh
-from metricjax.storage.bucket import Store
+from metricjax.storage.bucket import BucketFiles
 from metricjax.storage.directories import local_path
 
 _FILES = ("config.json", "results.json", "model.safetensors")
@@ -33,7 +33,7 @@ _TRAINING_ONLY = ("pretrained", "frozen_bn", "remat")
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class TrainedModel:
     """A trained network and what is known of it; nothing here changes.
 
     Attributes:
@@ -54,7 +54,7 @@ class Trained:
     identity: str
 
     @classmethod
-    def open(cls, run: Path | str) -> "Trained":
+    def open(cls, run: Path | str) -> "TrainedModel":
         """Open a finished run.
 
         Args:
@@ -67,13 +67,13 @@ class Trained:
         if path is not None:
             return cls._open(path, str(run))
         with tempfile.TemporaryDirectory() as directory:
-            store = Store(str(run))
+            store = BucketFiles(str(run))
             there = set(store.find(""))
             store.get([name for name in _FILES if name in there], Path(directory))
             return cls._open(Path(directory), str(run))
 
     @classmethod
-    def _open(cls, path: Path, address: str) -> "Trained":
+    def _open(cls, path: Path, address: str) -> "TrainedModel":
         if not (path / "config.json").is_file():
             raise InputError(
                 f"{address} holds no run (no config.json): name the workdir of one."

@@ -21,7 +21,7 @@ class Vectors:
       names: n paths, in the order in which the images were given.
       labels: int32 [n], the class of each image.
       class_names: c names.
-      model: the identity of the model, see `Trained.identity`.
+      model: the identity of the model, see `TrainedModel.identity`.
       images: a digest of which images they are; "" where it is not known.
       categories, category_names: a coarser label; None and nothing if there is none.
     """

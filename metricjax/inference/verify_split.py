@@ -33,7 +33,7 @@ def of_run(
     Args:
       held_out: images of training classes that were not trained on; None: there are
         none, and so no thresholds.
-      test: those that the run is judged by.
+      test: those that the run is evaluated by.
       bootstrap, seed: of the intervals.
 
     Returns:

@@ -12,14 +12,14 @@ from metricjax.config.schema import RunConfig
 from metricjax.data.samplers.registry import OF_CLASSES
 from metricjax.planning.hardware import amount
 from metricjax.runtime import program_costs
-from metricjax.training.programs import Blueprint
+from metricjax.training.programs import TrainPrograms
 
 # A larger batch within this share of one that fits is not worth another program.
 _CLOSE = 0.02
 
 
 @dataclass
-class Room:
+class MemoryFit:
     """The memory of a device, and the programs that were compiled to fit it.
 
     Attributes:
@@ -28,7 +28,7 @@ class Room:
       say: what is told of what is being compiled.
     """
 
-    blueprint: Blueprint
+    blueprint: TrainPrograms
     limit: float | None
     say: Callable[[str], None]
 

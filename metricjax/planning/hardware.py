@@ -108,7 +108,7 @@ _WITHOUT_TPU = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """Devices to plan for.
 
     Attributes:
@@ -124,7 +124,7 @@ class Place:
     figures: Figures | None = None
 
 
-def here() -> Place:
+def here() -> Target:
     """The devices of this run, all hosts together."""
     mesh = meshes.make_mesh()
     device = mesh.local_devices[0]
@@ -136,10 +136,10 @@ def here() -> Place:
     else:
         memory = (device.memory_stats() or {}).get("bytes_limit")
         said = f"{amount(memory)} each" if memory else "memory unknown"
-    return Place(mesh, memory, f"{mesh.size} x {device.device_kind}, {said}")
+    return Target(mesh, memory, f"{mesh.size} x {device.device_kind}, {said}")
 
 
-def topology(name: str) -> Place:
+def topology(name: str) -> Target:
     """TPU chips that need not be here; programs can be compiled for them.
 
     Must be called before the first use of a device, which it takes to be a CPU.
@@ -172,7 +172,7 @@ def topology(name: str) -> Place:
     devices = np.array(found.devices).reshape(-1)
     mesh = Mesh(devices, (meshes.AXIS,), axis_types=(AxisType.Auto,))
     title = f"{name}, {len(devices)} chips of {amount(figures.memory)} each, not here"
-    return Place(mesh, figures.memory, title, figures)
+    return Target(mesh, figures.memory, title, figures)
 
 
 def _unknown(name: str, reason: str) -> str:

@@ -22,9 +22,9 @@ from metricjax.data.samplers.class_balanced import least_images
 from metricjax.data.samplers.registry import OF_CLASSES
 from metricjax.errors import counted
 from metricjax.planning import hardware
-from metricjax.planning.batch_size import Room, size_of
-from metricjax.planning.hardware import Place, amount
-from metricjax.planning.timing import Trial, run_steps, search_seconds
+from metricjax.planning.batch_size import MemoryFit, size_of
+from metricjax.planning.hardware import Target, amount
+from metricjax.planning.timing import Timing, run_steps, search_seconds
 from metricjax.runtime import connection, mesh, program_costs, watchdog
 from metricjax.training.run import Run, open_data
 
@@ -40,22 +40,22 @@ def plan(config: RunConfig, name: str) -> None:
       InputError: whatever would end the run at its start.
     """
     if config.plan.topology:
-        place = hardware.topology(config.plan.topology)
+        target = hardware.topology(config.plan.topology)
     else:
         connection.connect()
         mesh.keep_freed_memory()
-        place = hardware.here()
+        target = hardware.here()
     with watchdog.watched(config.host_timeout):
         say = partial(print, flush=True) if jax.process_index() == 0 else _silent
-        check_devices(config, place.mesh.size)
+        check_devices(config, target.mesh.size)
         dataset, notes = _data(config)
-        run = Run.of(config, Path(), dataset, place.mesh)
+        run = Run.of(config, Path(), dataset, target.mesh)
         say(f"plan of {name}: nothing is trained, no workdir is made")
-        say(f"devices: {place.title}")
+        say(f"devices: {target.title}")
         for note in notes:
             say(note)
         run.introduce(say)
-        _Plan(run, place, say).tell()
+        _Plan(run, target, say).tell()
 
 
 def _data(config: RunConfig) -> tuple[Dataset, tuple[str, ...]]:
@@ -96,12 +96,12 @@ def _even_split(images, classes, is_query=None, is_gallery=None) -> Split:
 class _Plan:
     """What is found out about a run, told sentence by sentence."""
 
-    def __init__(self, run: Run, place: Place, say):
-        self._run, self._place, self._say = run, place, say
-        self._devices = place.mesh.size
-        self._one = "chip" if place.figures else "device"
-        self._room = Room(run.blueprint, place.memory, say)
-        self._flops = run.blueprint.step_flops()
+    def __init__(self, run: Run, target: Target, say):
+        self._run, self._target, self._say = run, target, say
+        self._devices = target.mesh.size
+        self._one = "chip" if target.figures else "device"
+        self._room = MemoryFit(run.programs, target.memory, say)
+        self._flops = run.programs.step_flops()
 
     def tell(self) -> None:
         """All of it; what takes long comes after what does not."""
@@ -123,7 +123,7 @@ class _Plan:
     def _tell_lengths(self) -> None:
         run, config = self._run, self._run.config
         epochs = config.steps / run.sampler.steps_per_epoch
-        state = amount(size_of(run.abstract_state))
+        state = amount(size_of(run.programs.abstract_state))
         self._say(
             f"run: {config.steps} steps = {epochs:.3g} epochs, "
             f"{self._evaluations} validations\n"
@@ -136,12 +136,14 @@ class _Plan:
 
     def _tell_memory(self, program, need: float) -> float:
         """Memory of one device against what it has; returns the temporaries."""
-        state = size_of(self._run.abstract_state)
-        batch = size_of(self._run.blueprint.abstract_batch) / self._devices
+        state = size_of(self._run.programs.abstract_state)
+        batch = size_of(self._run.programs.abstract_batch) / self._devices
         found = program and program_costs.memory(program)
         temporaries = found.temporaries if found else need - state - batch
         rest = f", results {amount(found.outputs)}" if found and found.outputs else ""
-        has = "" if self._place.memory is None else f" of {amount(self._place.memory)}"
+        has = (
+            "" if self._target.memory is None else f" of {amount(self._target.memory)}"
+        )
         self._say(
             f"memory of a {self._one}: {amount(need)}{has}: state {amount(state)}, "
             f"batch {amount(batch)}, activations and other temporaries "
@@ -153,7 +155,7 @@ class _Plan:
         each = self._flops / self._devices
         self._say(
             f"products of a step: {self._flops / 1e12:.3g} TFLOP, {each / 1e12:.3g} a "
-            f"{self._one} (the losses' {self._run.blueprint.loss_flops() / 1e12:.2g})"
+            f"{self._one} (the losses' {self._run.programs.loss_flops() / 1e12:.2g})"
         )
         if program and self._devices > 1:
             found = program_costs.traffic(program.as_text(), self._devices)
@@ -166,16 +168,16 @@ class _Plan:
 
     def _tell_step(self, program) -> float:
         """The time of a step, measured or estimated, in seconds."""
-        if self._place.figures is None:
+        if self._target.figures is None:
             return self._measured(run_steps(self._run, program), program)
         flops = self._flops / self._devices
         in_float32 = self._run.config.objective.matmul_dtype == "float32"
         utilization = self._run.config.plan.utilization
         found = hardware.expected(
-            self._place.figures,
+            self._target.figures,
             utilization,
             flops=flops,
-            loss_flops=self._run.blueprint.loss_flops() / self._devices * in_float32,
+            loss_flops=self._run.programs.loss_flops() / self._devices * in_float32,
             moved=program_costs.moved(program, flops),
             sent=program_costs.traffic(program.as_text(), self._devices).total,
         )
@@ -188,7 +190,7 @@ class _Plan:
         )
         return found.total
 
-    def _measured(self, trial: Trial, program) -> float:
+    def _measured(self, trial: Timing, program) -> float:
         size = self._run.config.batch_size
         self._say(
             f"time of a step: {trial.seconds:.3g} s, {size / trial.seconds:.3g} "
@@ -206,7 +208,7 @@ class _Plan:
     def _tell_hours(self, seconds: float, compiling: float) -> None:
         run, config = self._run, self._run.config
         test, held = run.dataset.test, len(run.validation)
-        each, rate = run.blueprint.embedding_flops(), self._flops / seconds
+        each, rate = run.programs.embedding_flops(), self._flops / seconds
         embedding = (self._evaluations * held + 2 * len(test)) * each / rate
         asked = int(test.is_query.sum()), int(test.is_gallery.sum())
         searching = 2 * self._search_seconds(config.model.dim, *asked)
@@ -216,7 +218,7 @@ class _Plan:
             f"training; neighbours of {asked[0]} among {asked[1]}: {_time(searching)}"
         )
         steps = config.steps * seconds
-        known = "measured" if self._place.figures is None else "estimated"
+        known = "measured" if self._target.figures is None else "estimated"
         self._say(
             f"whole run: {_time(steps + embedding + searching + compiling)}, of which "
             f"{_time(steps)} are steps ({known}) and {_time(compiling)} compiling; "
@@ -225,9 +227,9 @@ class _Plan:
 
     def _search_seconds(self, dim: int, queries: int, gallery: int) -> float:
         """To find the neighbours once, which is done on one device."""
-        if self._place.figures is None:
+        if self._target.figures is None:
             return search_seconds(dim, queries, gallery)
-        rate = self._place.figures.flops * self._run.config.plan.utilization
+        rate = self._target.figures.flops * self._run.config.plan.utilization
         return hardware.PASSES * 2 * dim * queries * gallery / rate
 
     def _tell_remedies(self, need: float, temporaries: float) -> None:
@@ -244,7 +246,7 @@ class _Plan:
 
     def _tell_largest(self, need: float) -> None:
         tries = self._run.config.plan.compiles
-        if not tries or self._place.memory is None:
+        if not tries or self._target.memory is None:
             return
         most = self._most()
         best, total = self._room.largest_batch(need, most, tries)

@@ -24,7 +24,7 @@ _QUERIES, _GALLERY = 1024, 4096
 
 
 @dataclass(frozen=True)
-class Trial:
+class Timing:
     """What was measured.
 
     Attributes:
@@ -39,12 +39,12 @@ class Trial:
     memory: float | None
 
 
-def run_steps(run: Run, program: Any) -> Trial:
+def run_steps(run: Run, program: Any) -> Timing:
     """Run some steps of the training step on random images.
 
     Args:
       run: opened on devices that are here.
-      program: as `Blueprint.lower_train_step` and `compile` make it.
+      program: as `TrainPrograms.lower_train_step` and `compile` make it.
     """
     rng = np.random.default_rng(0)
     mine = run.config.batch_size // jax.process_count()
@@ -55,13 +55,13 @@ def run_steps(run: Run, program: Any) -> Trial:
         "labels": run.train.labels[run.sampler[0]][:mine],
     }
     jax.block_until_ready(run.init_state())  # compiles, which is not to be measured
-    peak = _watch_memory(run.mesh)
+    peak = _watch_memory(run.programs.mesh)
     state = run.init_state()
 
     def step(state):
         began = time.perf_counter()
         state, metrics = program(
-            state, meshes.global_batch(run.mesh, batch), run.root_key
+            state, meshes.global_batch(run.programs.mesh, batch), run.programs.root_key
         )
         jax.block_until_ready(metrics)
         return state, time.perf_counter() - began
@@ -71,7 +71,7 @@ def run_steps(run: Run, program: Any) -> Trial:
     for _ in range(3 if least(first) < _LONG else 1):
         state, taken = step(state)
         seconds.append(taken)
-    return Trial(sum(seconds) / len(seconds), len(seconds), peak())
+    return Timing(sum(seconds) / len(seconds), len(seconds), peak())
 
 
 def search_seconds(dim: int, queries: int, gallery: int) -> float:

@@ -22,7 +22,7 @@ from metricjax.runtime import _jax_internals
 from metricjax.runtime.connection import end_process
 
 _SIGNS, _LEFT, _FINISHED = "metricjax/signs/", "metricjax/left/", "metricjax/finished/"
-_VERDICT = "metricjax/verdict/"
+_RULING = "metricjax/ruling/"
 _GO_ON = "run the same command again to go on from the last checkpoint."
 _state = _jax_internals.state
 
@@ -48,7 +48,7 @@ def watched(limit: float) -> Iterator[None]:
         watch.stop(f"metricjax: {error}", str(error), 2)
     except BaseException as error:
         if _of_the_connection(error):
-            watch.wait_for_verdict()
+            watch.wait_for_ruling()
         last = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
         watch.stop(traceback.format_exc().rstrip(), f"{last} (see what it printed)", 1)
     watch.finish()
@@ -64,10 +64,10 @@ def _of_the_connection(error: BaseException | None) -> bool:
 
 
 class Watch:
-    """Signs of life of all hosts, and the verdict that ends them all.
+    """Signs of life of all hosts, and the ruling that ends them all.
 
     Two threads on every host: one says "alive" in the store and reads what is there,
-    and may hang with it; the other judges. The first verdict in the store is that of
+    and may hang with it; the other judges. The first ruling in the store is that of
     all.
 
     Args:
@@ -87,13 +87,13 @@ class Watch:
         # during which this process ran; one that was halted itself blames nobody.
         self._quiet = dict.fromkeys(range(count), 0.0)
         self._unheard = 0.0
-        self._verdict: dict[str, Any] | None = None
+        self._ruling: dict[str, Any] | None = None
         self._ending, self._closed = threading.Lock(), threading.Event()
 
     def start(self) -> None:
         """Give signs of life from now on, and expect them."""
         _jax_internals.on_broken_connection.append(self._broken)
-        for work in (self._talk, self._judge):
+        for work in (self._talk, self._watch):
             threading.Thread(target=work, daemon=True).start()
 
     def stop(self, text: str, reason: str, code: int) -> None:
@@ -107,7 +107,7 @@ class Watch:
         self._decide(f"{self._host(self._index)} stopped: {reason}", code)
         self._leave(text, code)
 
-    def wait_for_verdict(self) -> None:
+    def wait_for_ruling(self) -> None:
         """Let the watch find out who made a collective fail.
 
         Nothing can be saved any more; a quarter of the time is enough to know whom to
@@ -133,11 +133,11 @@ class Watch:
             with suppress(jax.errors.JaxRuntimeError):
                 self._client.key_value_set(f"{_SIGNS}{self._index}", sign, True)
                 signs = self._client.key_value_dir_get(_SIGNS)
-                verdict = self._client.key_value_dir_get(_VERDICT)
-                self._hear(signs, verdict)
+                ruling = self._client.key_value_dir_get(_RULING)
+                self._hear(signs, ruling)
             self._closed.wait(self._interval)
 
-    def _hear(self, signs, verdict) -> None:
+    def _hear(self, signs, ruling) -> None:
         """Take in what the store has."""
         self._unheard = 0.0
         for key, sign in signs:
@@ -145,10 +145,10 @@ class Watch:
             if self._signs.get(host) != sign:
                 self._signs[host], self._quiet[host] = sign, 0.0
                 self._names[host] = json.loads(sign)[1]
-        for _, text in verdict:
-            self._verdict = json.loads(text)
+        for _, text in ruling:
+            self._ruling = json.loads(text)
 
-    def _judge(self) -> None:
+    def _watch(self) -> None:
         before = time.monotonic()
         while not self._closed.wait(self._interval / 4):
             now = time.monotonic()
@@ -156,18 +156,18 @@ class Watch:
             before = now
 
     def _pass(self, seconds: float) -> None:
-        """So much time has gone by: is there a verdict, or reason for one?"""
+        """So much time has gone by: is there a ruling, or reason for one?"""
         self._unheard += seconds
         for host in self._quiet:
             self._quiet[host] += seconds
         silent = [h for h, quiet in self._quiet.items() if quiet >= self._limit]
-        if self._verdict:
-            self._leave(f"metricjax: {self._verdict['text']}", self._verdict["code"])
+        if self._ruling:
+            self._leave(f"metricjax: {self._ruling['text']}", self._ruling["code"])
         elif self._unheard >= self._limit:
             self._leave(f"metricjax: {self._lost(0)}", 1)
         elif silent and self._unheard < 2 * self._interval:
             self._decide(self._lost(silent[0]), 1)
-            self._leave(f"metricjax: {self._verdict['text']}", self._verdict["code"])
+            self._leave(f"metricjax: {self._ruling['text']}", self._ruling["code"])
 
     def _lost(self, host: int) -> str:
         return (
@@ -188,14 +188,14 @@ class Watch:
         )
 
     def _decide(self, text: str, code: int) -> None:
-        """Put a verdict into the store, unless there is one; then that one holds."""
-        self._verdict = {"text": text, "code": code}
+        """Put a ruling into the store, unless there is one; then that one holds."""
+        self._ruling = {"text": text, "code": code}
         with suppress(jax.errors.JaxRuntimeError):
-            self._client.key_value_set(f"{_VERDICT}first", json.dumps(self._verdict))
+            self._client.key_value_set(f"{_RULING}first", json.dumps(self._ruling))
             return
         with suppress(jax.errors.JaxRuntimeError):
-            for _, first in self._client.key_value_dir_get(_VERDICT):
-                self._verdict = json.loads(first)
+            for _, first in self._client.key_value_dir_get(_RULING):
+                self._ruling = json.loads(first)
 
     def _leave(self, text: str, code: int) -> None:
         """End this process; host 0, which holds the store, after all others."""

@@ -29,7 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from metricjax.reports import serving
-from metricjax.serving.batches import Batches
+from metricjax.serving.batches import RequestBatcher
 from metricjax.serving.catalog import Catalog, Filter
 from metricjax.serving.guard import Guard
 from metricjax.serving.refusals import Refused
@@ -66,7 +66,7 @@ class Service:
 
     title: str
     catalog: Catalog
-    batches: Batches
+    batches: RequestBatcher
     decoder: Decoder
     receiver: Receiver
     pages: Mapping[str, Path]

@@ -11,7 +11,7 @@ from typing import Any
 from metricjax.serving.refusals import busy
 
 
-class Batches:
+class RequestBatcher:
     """A queue before one thread that answers as many questions at a time as it can.
 
     While the thread answers, what comes in waits, and is answered together next. A
@@ -37,7 +37,7 @@ class Batches:
     ):
         self.size = size
         self.room = room
-        self.sizes: Counter[int] = Counter()  # Batches answered, by their size.
+        self.sizes: Counter[int] = Counter()  # Batches answered, by size.
         self._answer = answer
         self._patience = patience
         self._waiting: deque[tuple[Any, Future]] = deque()

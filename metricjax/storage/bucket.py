@@ -15,7 +15,7 @@ _WAITS = (2.0, 10.0, 30.0)
 _DENIED = ("forbidden", "denied", "anonymous", "credential", "unauthorized", " 401")
 
 
-class Store:
+class BucketFiles:
     """The files below an address, by their names from there on (`a/b.json`).
 
     Args:

@@ -14,7 +14,7 @@ from metricjax.errors import InputError, disk_errors
 from metricjax.storage.atomic import locked
 
 
-class Place(Protocol):
+class Storage(Protocol):
     """The files of one directory by their names; errors are `InputError`s."""
 
     root: str
@@ -44,7 +44,7 @@ class Place(Protocol):
         """The file on this machine; one of a bucket is copied into the directory."""
 
 
-def open_place(root: str | os.PathLike) -> Place:
+def open_storage(root: str | os.PathLike) -> Storage:
     """The directory of a path or of an fsspec URL such as gs://bucket/directory.
 
     Raises:

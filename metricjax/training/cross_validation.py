@@ -22,9 +22,9 @@ from metricjax.errors import InputError
 from metricjax.evaluation.intervals import t_interval
 from metricjax.inference import evaluate_split
 from metricjax.inference.embedder import Embedded
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.runtime import exchange
-from metricjax.storage.directories import open_place
+from metricjax.storage.directories import open_storage
 from metricjax.training import loop
 from metricjax.training.run import open_data
 
@@ -77,7 +77,7 @@ def _check(config: RunConfig, workdir: Path | str) -> None:
             f"--mode folds trains every fold, but config.data.fold is "
             f"{config.data.fold}: leave that out, or leave out --mode."
         )
-    if "config.json" in open_place(workdir).names():
+    if "config.json" in open_storage(workdir).names():
         raise InputError(
             f"--workdir {workdir} holds a single run: choose another directory for "
             "the folds."
@@ -87,12 +87,12 @@ def _check(config: RunConfig, workdir: Path | str) -> None:
 def _summarize(config, workdir, name, addresses: list[str], say) -> None:
     """Write and print what all folds say together."""
     dataset = open_data(config)
-    runs = [Trained.open(address) for address in addresses]
+    runs = [TrainedModel.open(address) for address in addresses]
     joined = _side_by_side(runs, dataset)
     folds = [run.results for run in runs]
     metrics = [key for key in folds[0]["intervals"] if key in folds[0]]
     values = {key: np.array([fold[key] for fold in folds]) for key in metrics}
-    together = evaluate_split.judge(
+    together = evaluate_split.evaluate(
         joined, dataset.test, config.evaluation, config.evaluation.bootstrap,
         by_class=True,
     )  # fmt: skip
@@ -114,13 +114,13 @@ def _summarize(config, workdir, name, addresses: list[str], say) -> None:
     if jax.process_index() != 0:
         return
     table = _table(results)
-    place = open_place(workdir)
+    place = open_storage(workdir)
     place.write("table.md", table.encode())
     place.write("results.json", (json.dumps(results, indent=1) + "\n").encode())
     say(f"\n{table}\nresults: {workdir}/results.json")
 
 
-def _side_by_side(runs: list[Trained], dataset: Dataset) -> Embedded:
+def _side_by_side(runs: list[TrainedModel], dataset: Dataset) -> Embedded:
     """The embeddings of all runs as one, of unit length."""
     found = [run.embed(dataset.test) for run in runs]
     rows = np.concatenate([one.embeddings for one in found], axis=1)

@@ -1,4 +1,4 @@
-"""The end of a run: test images judged, and the files that are left."""
+"""The end of a run: test images evaluated, and the files that are left."""
 
 import importlib.metadata
 import json
@@ -69,7 +69,9 @@ def finish(
     )
     results |= calibrated
     pretrained.save(
-        run.workdir / "model.safetensors", run.model, mesh.to_host(chosen.variables)
+        run.workdir / "model.safetensors",
+        run.programs.model,
+        mesh.to_host(chosen.variables),
     )
     with written_whole(run.workdir / outcomes.FILE) as temporary:
         temporary.write_bytes(outcomes.pack(per_query, test))
@@ -89,24 +91,24 @@ def finish(
 def _judged(run, trained, untrained):
     """What test classes say: results, and those of each query."""
     test, evaluation = run.dataset.test, run.config.evaluation
-    judge = partial(
-        evaluate_split.judge,
+    evaluate = partial(
+        evaluate_split.evaluate,
         split=test,
         config=evaluation,
         bootstrap=evaluation.bootstrap,
-        devices=run.mesh,
+        devices=run.programs.mesh,
         by_class=True,
     )
-    results = judge(trained, per_query=True)
+    results = evaluate(trained, per_query=True)
     per_query = results.pop("per_query")
     results |= evaluate_split.cluster(
-        trained, test, evaluation, run.config.seed, run.mesh
+        trained, test, evaluation, run.config.seed, run.programs.mesh
     )
     learners = run.config.model.ensemble
     if learners > 1:
-        each = evaluate_split.judge_learners(trained, test, evaluation, learners)
+        each = evaluate_split.evaluate_learners(trained, test, evaluation, learners)
         results["learners"] = each
-    return results | {"untrained": judge(untrained)}, per_query
+    return results | {"untrained": evaluate(untrained)}, per_query
 
 
 def _origin(run, history, selected_step) -> dict:

@@ -15,7 +15,7 @@ from metricjax.config.schema import RunConfig
 from metricjax.data.datasets import Dataset
 from metricjax.errors import InputError
 from metricjax.runtime import exchange
-from metricjax.storage.directories import Place, open_place
+from metricjax.storage.directories import Storage, open_storage
 
 _REMEDIES = {
     "settings": "start the same command on every host.",
@@ -55,7 +55,7 @@ def check_shared(workdir: Path | str) -> None:
     writer, token = hosts[0]
     if len(hosts) == 1:
         return
-    place, file, first = open_place(workdir), f".{token}", exchange.is_first()
+    place, file, first = open_storage(workdir), f".{token}", exchange.is_first()
     if first:
         place.write(file, b"Do the hosts share this directory?\n")
     try:
@@ -71,7 +71,7 @@ def check_shared(workdir: Path | str) -> None:
             place.remove(file)
 
 
-def _appears(place: Place, name: str) -> bool:
+def _appears(place: Storage, name: str) -> bool:
     until = time.monotonic() + _SHARING
     while place.read(name) is None:
         if time.monotonic() > until:

@@ -15,9 +15,9 @@ from metricjax.inference import evaluate_split
 from metricjax.runtime import mesh
 from metricjax.training import host_checks, remote_workdir, step
 from metricjax.training.finalize import finish
-from metricjax.training.metric_writer import Journal
+from metricjax.training.metric_writer import MetricWriter
 from metricjax.training.run import Run
-from metricjax.training.step_metrics import Meter
+from metricjax.training.step_metrics import StepMetrics
 from metricjax.training.workdir import claim
 
 
@@ -57,33 +57,33 @@ def _train(config, place, name, began, say) -> bool:
         place.push()
     host_checks.check_shared(place.address)
     with place.checkpoints(config.evaluation.select_by) as checkpoints:
-        restored = checkpoints.restore_latest(run.abstract_state, say)
+        restored = checkpoints.restore_latest(run.programs.abstract_state, say)
         start, state = restored or (0, run.init_state())
         if start >= config.steps and (workdir / "report.html").exists():
             say(f"this run is complete\nreport: {place.address}/report.html")
             return True
         if restored:
             say(f"resuming after step {start} of {config.steps}")
-        with Journal(workdir, config.steps, start, active=first) as journal:
-            state, stopped = _loop(run, state, start, checkpoints, journal)
+        with MetricWriter(workdir, config.steps, start, active=first) as writer:
+            state, stopped = _loop(run, state, start, checkpoints, writer)
         if stopped:
             return False
         checkpoints.wait()
-        selected = checkpoints.restore_best(run.abstract_state, say)
+        selected = checkpoints.restore_best(run.programs.abstract_state, say)
         finish(run, state, selected, floor, name, began, lambda s: say(place.shown(s)))
     return True
 
 
-def _loop(run, state, start, checkpoints, journal) -> tuple[step.TrainState, bool]:
+def _loop(run, state, start, checkpoints, writer) -> tuple[step.TrainState, bool]:
     """The steps from `start` on; returns the state and whether it was told to stop."""
     config = run.config
     if start >= config.steps:
         return state, False
     program, cost = run.compile_train_step()
-    journal.compiled(start + 1, cost)
-    hierarchy, votes = config.objective.hierarchy, mesh.StopVotes(run.mesh)
+    writer.compiled(start + 1, cost)
+    hierarchy, votes = config.objective.hierarchy, mesh.StopVotes(run.programs.mesh)
     with (
-        Meter(run, journal, start) as meter,
+        StepMetrics(run.programs, writer, start) as meter,
         _open_batches(run, start) as batches,
         _stop_requests() as asked_to_stop,
     ):
@@ -93,14 +93,16 @@ def _loop(run, state, start, checkpoints, journal) -> tuple[step.TrainState, boo
                 state = run.regrouped(state, done - 1)
             batch = meter.wait_for(batches)
             state, metrics = program(
-                state, mesh.global_batch(run.mesh, batch), run.root_key
+                state,
+                mesh.global_batch(run.programs.mesh, batch),
+                run.programs.root_key,
             )
             meter.add(done, metrics, state)
             last, stop = done == config.steps, votes.stop(asked_to_stop.is_set())
             found = None
             if last or done % config.eval_every == 0:
                 meter.drain()
-                found = _validate(run, state, done, journal)
+                found = _validate(run, state, done, writer)
                 meter.validated(done)
             if found or stop or done % config.checkpoint_every == 0:
                 # A run that resumes here writes the lines of later steps only.
@@ -109,7 +111,7 @@ def _loop(run, state, start, checkpoints, journal) -> tuple[step.TrainState, boo
                 meter.saved(done)
             if stop and not last:
                 checkpoints.wait()
-                journal.say(
+                writer.say(
                     f"stopped after step {done}; run the same command again to go on"
                 )
                 return state, True
@@ -133,13 +135,13 @@ def _open_batches(run, start) -> pipeline.Batches:
     )
 
 
-def _validate(run, state, done, journal) -> dict[str, float]:
+def _validate(run, state, done, writer) -> dict[str, float]:
     """Retrieval metrics of the images that choose the best checkpoint."""
-    metrics = run.judge(state.variables, run.validation, bootstrap=0)
+    metrics = run.evaluate(state.variables, run.validation, bootstrap=0)
     values = {name: v for name, v in metrics.items() if isinstance(v, float)}
-    journal.record(done, "validation", values)
+    writer.record(done, "validation", values)
     select_by = run.config.evaluation.select_by
-    journal.validated(done, select_by, values[select_by])
+    writer.validated(done, select_by, values[select_by])
     return values
 
 

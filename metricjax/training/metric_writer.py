@@ -27,7 +27,7 @@ _SHOWN = {
 }
 
 
-class Journal:
+class MetricWriter:
     """Writes the metrics of a run; only the first host has one that writes.
 
     `metrics.jsonl` gets one object a line: `step`, `kind` ("train", "validation" or
@@ -63,7 +63,7 @@ class Journal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, kind, *_) -> None:

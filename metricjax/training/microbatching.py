@@ -16,18 +16,18 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Apply = Callable[[Any, Any], tuple[Any, Any]]
-Judge = Callable[[Any, Any], tuple[jax.Array, Any]]
+LossFn = Callable[[Any, Any], tuple[jax.Array, Any]]
 
 
 def gradients(
     apply: Apply,
-    judge: Judge,
+    loss_fn: LossFn,
     params: Any,
     inputs: Any,
     parts: int = 1,
     mesh: Mesh | None = None,
 ) -> tuple[Any, Any, Any]:
-    """The gradient of `judge(params, apply(params, inputs))` by `params`.
+    """The gradient of `loss_fn(params, apply(params, inputs))` by `params`.
 
     With `parts` above 1 it is the same number, for the price of a second forward pass,
     wherever a row of the outputs depends on its own row of the inputs alone. Batch
@@ -38,7 +38,7 @@ def gradients(
 
     Args:
       apply: `(params, inputs [m, ...]) -> (outputs [m, ...], statistics)`, two trees.
-      judge: `(params, outputs [b, ...]) -> (scalar, aux)`.
+      loss_fn: `(params, outputs [b, ...]) -> (scalar, aux)`.
       params: what to differentiate by.
       inputs: tree of arrays [b, ...].
       parts: divides b.
@@ -51,7 +51,7 @@ def gradients(
 
         def value(params):
             outputs, statistics = apply(params, inputs)
-            value, aux = judge(params, outputs)
+            value, aux = loss_fn(params, outputs)
             return value, (statistics, aux)
 
         found, (statistics, aux) = jax.grad(value, has_aux=True)(params)
@@ -59,7 +59,7 @@ def gradients(
 
     inputs = in_parts(inputs, parts, mesh)
     outputs, statistics = lax.map(lambda part: apply(params, part), inputs)
-    by_params, by_outputs, aux = _by_outputs(judge, params, _whole(outputs, mesh))
+    by_params, by_outputs, aux = _by_outputs(loss_fn, params, _whole(outputs, mesh))
 
     def add(total, part):
         rows, slopes = part
@@ -71,9 +71,9 @@ def gradients(
     return found, jax.tree.map(lambda each: each.mean(axis=0), statistics), aux
 
 
-def _by_outputs(judge, params, outputs):
-    """The gradients of the judge by the parameters and by the outputs, and its aux."""
-    slopes, aux = jax.grad(judge, argnums=(0, 1), has_aux=True)(params, outputs)
+def _by_outputs(loss_fn, params, outputs):
+    """The gradients of the loss by the parameters and by the outputs, and its aux."""
+    slopes, aux = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(params, outputs)
     return *slopes, aux
 
 

@@ -56,7 +56,9 @@ def of_run(
     found = []
     images = _images(test, run.transform, queries)
     if len(images):
-        found += _looks(config.model, run.model, variables, images, run.transform)
+        found += _looks(
+            config.model, run.programs.model, variables, images, run.transform
+        )
     if "learners" in results:
         each = results["learners"]["recall@1"]
         some = some_classes(trained.valid, test, config.seed, _COMPARED)

@@ -16,7 +16,7 @@ from flax import linen as nn
 from metricjax import models, optimizers
 from metricjax.config.schema import RunConfig
 from metricjax.models.cost import forward_multiply_adds, multiply_adds
-from metricjax.objectives import objective as objectives
+from metricjax.objectives import objective
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.objectives.objective import Losses
 from metricjax.runtime import mesh as meshes
@@ -24,7 +24,7 @@ from metricjax.training import step
 
 
 @dataclass(frozen=True, eq=False)
-class Blueprint:
+class TrainPrograms:
     """Model, losses, optimizer and training step of some settings.
 
     Attributes:
@@ -36,6 +36,11 @@ class Blueprint:
     config: RunConfig
     classes: Classes
     mesh: jax.sharding.Mesh
+
+    @property
+    def root_key(self) -> jax.Array:
+        """Of everything random; a step folds its number into it."""
+        return jax.random.key(self.config.seed)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -115,11 +120,11 @@ class Blueprint:
     def loss_flops(self) -> int:
         """Those of them that are the losses' own, of their gradients and metrics."""
         state = self.abstract_state
-        objective = replace(self.config.objective, block_size=None)
+        config = replace(self.config.objective, block_size=None)
 
         def value(output, proxies, labels):
-            return objectives.objective(
-                objective, output, labels, proxies=proxies, state=state.objective
+            return objective.objective(
+                config, output, labels, proxies=proxies, state=state.objective
             )
 
         output = self.losses.output._replace(features=None)

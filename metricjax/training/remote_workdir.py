@@ -24,7 +24,7 @@ from metricjax.errors import InputError, disk_errors
 from metricjax.runtime import exchange
 from metricjax.storage import user_cache
 from metricjax.storage.atomic import locked
-from metricjax.storage.bucket import Store
+from metricjax.storage.bucket import BucketFiles
 from metricjax.storage.directories import local_path
 from metricjax.training.checkpoints import Checkpoints
 from metricjax.training.workdir import CONFIG_FILE, check_owner, read_config_file
@@ -82,7 +82,7 @@ def opened(
         check_owner(read_config_file(path), path, config)
         yield Workdir(path, path)
         return
-    store = Store(workdir)
+    store = BucketFiles(workdir)
     check_owner(store.read(CONFIG_FILE), store.address, config)
     copy = _place_of_copy(store.address)
     in_use = (
@@ -111,7 +111,7 @@ def _place_of_copy(address: str) -> Path:
 class InBucket(Workdir):
     """A workdir in a bucket. Every host reads from it, the first alone writes."""
 
-    def __init__(self, store: Store, copy: Path, say: Callable[[str], None]):
+    def __init__(self, store: BucketFiles, copy: Path, say: Callable[[str], None]):
         super().__init__(copy, store.address)
         self._store, self._say, self._first = store, say, jax.process_index() == 0
         self._pushed: dict[str, tuple[int, int]] = {}

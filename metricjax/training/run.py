@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import linen as nn
 
 from metricjax.config.constraints import check_devices
@@ -23,10 +22,9 @@ from metricjax.models import pretrained
 from metricjax.models.cost import count_parameters
 from metricjax.objectives import class_clustering, hierarchical_proxies
 from metricjax.objectives.hierarchical_proxies import Classes
-from metricjax.objectives.objective import Losses
 from metricjax.runtime import compilation_cache, mesh, program_costs
 from metricjax.training import step
-from metricjax.training.programs import Blueprint
+from metricjax.training.programs import TrainPrograms
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Run:
     validation: datasets.Split
     sampler: Sampler
     transform: transforms.Transform
-    blueprint: Blueprint
+    programs: TrainPrograms
     skipped: pipeline.SkipLog
     weights: Any = None
     weights_note: str | None = None
@@ -81,9 +79,9 @@ class Run:
             categories_per_batch=config.categories_per_batch,
             seed=config.seed,
         )
-        blueprint = Blueprint(config, _classes(train, config), devices)
-        weights, weights_note = _weights(blueprint.model, config)
-        blueprint.check()
+        programs = TrainPrograms(config, _classes(train, config), devices)
+        weights, weights_note = _weights(programs.model, config)
+        programs.check()
         return cls(
             config=config,
             workdir=workdir,
@@ -92,42 +90,17 @@ class Run:
             validation=validation,
             sampler=sampler,
             transform=transforms.build(config.data.transform),
-            blueprint=blueprint,
+            programs=programs,
             skipped=pipeline.SkipLog(),
             weights=weights,
             weights_note=weights_note,
         )
 
-    @property
-    def mesh(self) -> jax.sharding.Mesh:
-        return self.blueprint.mesh
-
-    @property
-    def model(self) -> nn.Module:
-        return self.blueprint.model
-
-    @property
-    def losses(self) -> Losses:
-        return self.blueprint.losses
-
-    @property
-    def optimizer(self) -> optax.GradientTransformation:
-        return self.blueprint.optimizer
-
-    @property
-    def root_key(self) -> jax.Array:
-        return jax.random.key(self.config.seed)
-
-    @property
-    def abstract_state(self) -> step.TrainState:
-        """Shapes, types and shardings of the state."""
-        return self.blueprint.abstract_state
-
     @cached_property
     def _init(self) -> Any:
-        everywhere = mesh.replicated(self.mesh)
+        everywhere = mesh.replicated(self.programs.mesh)
         return jax.jit(
-            lambda weights: self.blueprint.init_state(self.root_key, weights),
+            lambda weights: self.programs.init_state(self.programs.root_key, weights),
             in_shardings=everywhere,
             out_shardings=everywhere,
         )
@@ -147,7 +120,7 @@ class Run:
         of a device's memory that it needs, as the compiler counts them.
         """
         hits, began = compilation_cache.Hits(), time.perf_counter()
-        program = self.blueprint.lower_train_step().compile()
+        program = self.programs.lower_train_step().compile()
         cost = {"compile_seconds": time.perf_counter() - began}
         cost["cached"] = float(int(hits) > 0)
         flops = (program.cost_analysis() or {}).get("flops", 0)
@@ -175,11 +148,11 @@ class Run:
                 self.config.objective.hierarchy,
                 proxies,
                 carried,
-                self.losses.classes.categories,
+                self.programs.losses.classes.categories,
                 seed=self.config.seed,
                 step=done,
             )
-        coarse, carried = mesh.same_everywhere(self.mesh, (coarse, carried))
+        coarse, carried = mesh.same_everywhere(self.programs.mesh, (coarse, carried))
         return state.with_losses(
             state.proxies | {name: state.proxies[name] | coarse},
             state.objective | {name: carried},
@@ -188,7 +161,9 @@ class Run:
     @cached_property
     def _embedder(self) -> Embedder:
         batch_size = self.config.evaluation.batch_size
-        return Embedder(self.model, self.transform, self.mesh, batch_size)
+        return Embedder(
+            self.programs.model, self.transform, self.programs.mesh, batch_size
+        )
 
     def embed(self, variables: Any, split: datasets.Split) -> Embedded:
         """Embed every image of a split."""
@@ -196,10 +171,12 @@ class Run:
             variables, split, threads=self.config.data.threads, skipped=self.skipped
         )
 
-    def judge(self, variables: Any, split: datasets.Split, bootstrap: int) -> dict:
+    def evaluate(self, variables: Any, split: datasets.Split, bootstrap: int) -> dict:
         """Retrieval metrics of a split."""
         embedded, evaluation = self.embed(variables, split), self.config.evaluation
-        return evaluate_split.judge(embedded, split, evaluation, bootstrap, self.mesh)
+        return evaluate_split.evaluate(
+            embedded, split, evaluation, bootstrap, self.programs.mesh
+        )
 
     def introduce(self, say) -> None:
         """What will be trained on what, before anything slow happens."""
@@ -214,16 +191,16 @@ class Run:
             say(f"{part}: {of['images']} images of {of['classes']} classes")
         if self.weights_note:
             say(self.weights_note)
-        parameters = count_parameters(self.abstract_state.variables)
+        parameters = count_parameters(self.programs.abstract_state.variables)
         say(f"model: {parameters / 1e6:.2f} M parameters")
-        proxies = count_parameters(self.abstract_state.proxies)
+        proxies = count_parameters(self.programs.abstract_state.proxies)
         if proxies:
             say(f"proxies: {proxies:,} parameters")
         for note in self.sampler.notes:
             say(note)
-        devices, size = in_words(self.mesh), config.batch_size
+        devices, size = in_words(self.programs.mesh), config.batch_size
         say(
-            f"loss sees {size} = {devices} x {size // self.mesh.size} = "
+            f"loss sees {size} = {devices} x {size // self.programs.mesh.size} = "
             f"{self.sampler.contents}; an epoch is {self.sampler.steps_per_epoch} steps"
         )
 

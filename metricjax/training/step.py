@@ -15,7 +15,7 @@ from jaxtyping import Array
 from metricjax.data import transforms
 from metricjax.models.output import Output
 from metricjax.models.pretrained import merge
-from metricjax.objectives import objective as objectives
+from metricjax.objectives import objective
 from metricjax.objectives.objective import Losses, ObjectiveConfig
 from metricjax.training import microbatching
 
@@ -36,7 +36,7 @@ class TrainState:
         the group `proxies`.
       batch_stats: running statistics of the normalisation layers.
       opt_state: the optimizer's state.
-      objective: what the losses carry along untrained, see `objectives.Losses`.
+      objective: what the losses carry along untrained, see `objective.Losses`.
     """
 
     step: Array
@@ -136,7 +136,7 @@ def make_train_step(
 
     `batch` holds `images` uint8 [b, s, s, c] and `labels` int32 [b], the whole global
     batch; what is random in step t depends on `root_key` and t alone. `metrics` are
-    pairs (sum, count), those of `objectives.objective`, `gradient_norm`, that of each
+    pairs (sum, count), those of `objective.objective`, `gradient_norm`, that of each
     group of parameters, and `finite`: whether loss, gradients and updates are. From a
     step where they are not, the state stays as it was before it, and its `step` counts
     no further but is -1 - t.
@@ -184,7 +184,7 @@ def make_gradients(
     """`(state, batch, root_key) -> (gradients, batch_stats, (metrics, carried))`.
 
     What a step is before the optimizer: the gradients by the parameters, the statistics
-    and the state of the losses after it, and the metrics of `objectives.objective`.
+    and the state of the losses after it, and the metrics of `objective.objective`.
     Arguments as for `make_train_step`.
     """
 
@@ -202,8 +202,8 @@ def make_gradients(
             output = output._replace(features=None)
             return output, updated.get("batch_stats", {})
 
-        def judge(params, output):
-            value, metrics = objectives.objective(
+        def loss_fn(params, output):
+            value, metrics = objective.objective(
                 config,
                 output,
                 batch["labels"],
@@ -212,12 +212,14 @@ def make_gradients(
                 step=state.step,
                 mesh=mesh,
             )
-            carried = objectives.remember(
+            carried = objective.remember(
                 config, output, batch["labels"], state.objective
             )
             return value, (metrics, carried)
 
-        return microbatching.gradients(apply, judge, state.params, images, parts, mesh)
+        return microbatching.gradients(
+            apply, loss_fn, state.params, images, parts, mesh
+        )
 
     return gradients
 
@@ -239,6 +241,4 @@ def _gradient_norms(gradients, objective_state) -> dict[str, tuple[Array, Array]
     norms = {"gradient_norm": (optax.tree.norm(gradients), one)}
     for group, of_group in _of_model(gradients).items():
         norms[f"gradient_norm_{group}"] = (optax.tree.norm(of_group), one)
-    return norms | objectives.gradient_norms(
-        gradients.get(PROXIES, {}), objective_state
-    )
+    return norms | objective.gradient_norms(gradients.get(PROXIES, {}), objective_state)

@@ -1,4 +1,4 @@
-"""Metrics of the steps, on their way from the devices to the journal."""
+"""Metrics of the steps, on their way from the devices to the metric writer."""
 
 import time
 
@@ -9,13 +9,13 @@ from metricjax.data import pipeline
 from metricjax.objectives import objective
 from metricjax.runtime import mesh
 from metricjax.training import monitors, nonfinite
-from metricjax.training.metric_writer import Clock, Journal
-from metricjax.training.run import Run
+from metricjax.training.metric_writer import Clock, MetricWriter
+from metricjax.training.programs import TrainPrograms
 from metricjax.training.step import TrainState
 
 
-class Meter:
-    """Metrics of the steps on their way from the devices to the journal.
+class StepMetrics:
+    """Metrics of the steps on their way from the devices to the metric writer.
 
     The host runs a few steps ahead of the devices and no further: a step's metrics are
     read when the devices are done with it and have the next ones to work on. Whatever
@@ -23,20 +23,22 @@ class Meter:
     as a context manager: inside, it hears what is compiled.
     """
 
-    def __init__(self, run: Run, journal: Journal, start: int):
-        self._run, self._journal = run, journal
-        self._config, self._start, self._saved = run.config, start, start
-        self._rate = optimizers.schedule(run.config.optimizer, run.config.steps)
+    def __init__(self, programs: TrainPrograms, writer: MetricWriter, start: int):
+        self._programs, self._writer = programs, writer
+        self._config, self._start, self._saved = programs.config, start, start
+        self._rate = optimizers.schedule(
+            programs.config.optimizer, programs.config.steps
+        )
         self._pending = []
         self._batch = self._state = None
-        hierarchy = run.config.objective.hierarchy
+        hierarchy = programs.config.objective.hierarchy
         # The first steps in which parameters can be seen to get a gradient.
         self._first = {start + 1, hierarchy.warmup + 1 if hierarchy else 0}
-        rates = run.config.optimizer.group_rates
-        groups = run.abstract_state.variables["params"]
+        rates = programs.config.optimizer.group_rates
+        groups = programs.abstract_state.variables["params"]
         self._starvation = monitors.Starvation()
         self._detectors = [
-            monitors.Collapse(monitors.resting_values(run.config)),
+            monitors.Collapse(monitors.resting_values(programs.config)),
             *(monitors.NoGradient(g) for g in groups if rates.get(g, 1.0)),
             self._starvation,
         ]
@@ -44,7 +46,7 @@ class Meter:
         self._began = time.perf_counter()
         self._clock = Clock()
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "StepMetrics":
         self._recompilation.listen()
         return self
 
@@ -90,8 +92,8 @@ class Meter:
         jax.block_until_ready(metrics)
         finite, _ = mesh.to_host(metrics.pop("finite"))
         if not finite:
-            self._journal.say(f"step {done} is not finite; looking into it")
-            raise nonfinite.not_finite(self._run, self._state, batch, self._saved)
+            self._writer.say(f"step {done} is not finite; looking into it")
+            raise nonfinite.not_finite(self._programs, self._state, batch, self._saved)
         if done in self._first:
             objective.check_gradients(mesh.to_host(metrics))
         if done % self._config.log_every and done != self._config.steps:
@@ -102,13 +104,13 @@ class Meter:
         }
         values |= self._clock.read()
         values["learning_rate"] = float(self._rate(done - 1))
-        self._journal.record(done, "train", values)
+        self._writer.record(done, "train", values)
         self._warn(done, (detector(done, values) for detector in self._detectors))
         self._warn(done, self._recompilation.sentences())
         each = (time.perf_counter() - self._began) / (done - self._start)
-        self._journal.progress(done, values, each * (self._config.steps - done))
+        self._writer.progress(done, values, each * (self._config.steps - done))
 
     def _warn(self, done, sentences) -> None:
         for sentence in sentences:
             if sentence:
-                self._journal.warn(done, sentence)
+                self._writer.warn(done, sentence)

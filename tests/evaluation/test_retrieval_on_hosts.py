@@ -18,11 +18,11 @@ import test_retrieval_on_hosts
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 auto = (jax.sharding.AxisType.Auto,)
 mesh = jax.make_mesh((4,), ("data",), axis_types=auto, devices=jax.devices())
-print(json.dumps(test_retrieval_on_hosts.judged(mesh)))
+print(json.dumps(test_retrieval_on_hosts.evaluated(mesh)))
 """
 
 
-def judged(mesh):
+def evaluated(mesh):
     """Metrics of 211 images, a prime number, many of them twice."""
     rng = np.random.default_rng(0)
     labels = rng.integers(17, size=211)
@@ -54,7 +54,7 @@ def test_two_processes_find_what_one_device_finds():
         for host in hosts:
             out, err = host.communicate(timeout=300)
             assert host.returncode == 0, err
-            expected = json.loads(json.dumps(judged(None)))
+            expected = json.loads(json.dumps(evaluated(None)))
             assert json.loads(out.splitlines()[-1]) == expected
             assert expected["ties"] > 0
     finally:

@@ -7,7 +7,7 @@ import pytest
 
 from metricjax.errors import InputError
 from metricjax.inference import approximate_index
-from metricjax.inference.approximate_index import Approximate
+from metricjax.inference.approximate_index import ApproximateIndex
 from metricjax.inference.gallery_index import Index
 from metricjax.inference.vectors import Vectors
 
@@ -33,7 +33,7 @@ def test_scores_are_exact_and_most_are_found():
     index = make(3000)
     queries = make(50, seed=0).embeddings
     queries = queries[np.linalg.norm(queries, axis=1) > 0]
-    graph = Approximate.open(index)
+    graph = ApproximateIndex.open(index)
     similarities, rows = graph.nearest(queries, 10)
     right = np.einsum("qkd,qd->qk", index.embeddings[rows], queries)
     np.testing.assert_allclose(similarities, right, atol=1e-6)
@@ -47,13 +47,13 @@ def test_scores_are_exact_and_most_are_found():
 def test_recall_is_that_of_the_others_found(monkeypatch):
     """Of each query's nearest, its own image apart, half are given."""
     index = make(400)
-    graph = Approximate.open(index)
+    graph = ApproximateIndex.open(index)
 
     def half(queries, top):
         similarities, rows = index.nearest(queries, len(index))
         return similarities, np.concatenate([rows[:, :6], rows[:, 200:205]], axis=1)
 
-    monkeypatch.setattr(Approximate, "nearest", lambda _, *given: half(*given))
+    monkeypatch.setattr(ApproximateIndex, "nearest", lambda _, *given: half(*given))
     assert graph.recall(10, sample=30) == 0.5
 
 
@@ -62,7 +62,7 @@ def test_few_images(count):
     index = make(count)
     index = Index(index.split, make(count, seed=3).embeddings, np.ones(count, bool))
     index.embeddings[:] = np.eye(24, dtype=np.float32)[:count]
-    graph = Approximate.open(index)
+    graph = ApproximateIndex.open(index)
     similarities, rows = graph.nearest(index.embeddings[:1], 10)
     assert rows.shape == (1, count) and rows[0, 0] == 0
     assert sorted(rows[0].tolist()) == list(range(count))
@@ -73,7 +73,7 @@ def test_the_graph_is_kept(tmp_path):
     made = []
 
     def graph_of(index):
-        return Approximate.open(index, say=made.append)
+        return ApproximateIndex.open(index, say=made.append)
 
     first = graph_of(make(500, tmp_path))
     again = graph_of(make(500, tmp_path))
@@ -90,7 +90,7 @@ def test_the_graph_is_kept(tmp_path):
 
 
 def test_what_is_refused(monkeypatch):
-    graph = Approximate.open(make(50))
+    graph = ApproximateIndex.open(make(50))
     with pytest.raises(InputError, match="top is 0"):
         graph.nearest(np.eye(24)[:1], 0)
     with pytest.raises(InputError, match="has length 2"):

@@ -17,7 +17,7 @@ from metricjax.inference import (
     partial_embeddings,
 )
 from metricjax.inference.gallery_index import Index
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.inference.vectors import Vectors
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    return Trained.open(tiny.finished)
+    return TrainedModel.open(tiny.finished)
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_another_model_has_another_index(tiny, trained, gallery, tmp_path):
     shutil.copytree(tiny.finished, copy, ignore=shutil.ignore_patterns("check*"))
     text = (copy / "config.json").read_text()
     (copy / "config.json").write_text(text.replace('"affine"', '"none"'))
-    assert Opened(Trained.open(copy), gallery, directory=cache).embedded == 43
+    assert Opened(TrainedModel.open(copy), gallery, directory=cache).embedded == 43
     assert Opened(trained, gallery, directory=cache).embedded == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from metricjax.data import open_dataset
 from metricjax.errors import InputError
 from metricjax.inference import evaluate_split
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.runtime import mesh
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    return Trained.open(tiny.finished)
+    return TrainedModel.open(tiny.finished)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_split(tiny):
 
 
 def test_it_embeds_as_the_run_did(trained, test_split):
-    found = evaluate_split.judge(
+    found = evaluate_split.evaluate(
         trained.embed(test_split), test_split, trained.config.evaluation, bootstrap=0
     )
     for name in ("recall@1", "map@r", "queries"):
@@ -56,14 +56,14 @@ def test_images_that_are_decoded(count, trained, test_split):
 def test_what_is_the_same_model(tiny, trained, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(tiny.finished, copy, ignore=shutil.ignore_patterns("check*"))
-    assert Trained.open(copy).identity == trained.identity
+    assert TrainedModel.open(copy).identity == trained.identity
     config = json.loads((copy / "config.json").read_text())
     config["model"]["remat"], config["data"]["threads"] = True, 3
     (copy / "config.json").write_text(json.dumps(config))
-    assert Trained.open(copy).identity == trained.identity
+    assert TrainedModel.open(copy).identity == trained.identity
     config["data"]["transform"]["image_size"] = 17
     (copy / "config.json").write_text(json.dumps(config))
-    assert Trained.open(copy).identity != trained.identity
+    assert TrainedModel.open(copy).identity != trained.identity
 
 
 def test_a_run_in_a_bucket(tiny, trained):
@@ -71,7 +71,7 @@ def test_a_run_in_a_bucket(tiny, trained):
     bucket = fsspec.filesystem("memory")
     for name in ("config.json", "results.json", "model.safetensors"):
         bucket.pipe_file(f"/trained/run/{name}", (tiny.finished / name).read_bytes())
-    assert Trained.open("memory://trained/run").identity == trained.identity
+    assert TrainedModel.open("memory://trained/run").identity == trained.identity
 
 
 def _cut(path):
@@ -99,7 +99,7 @@ def test_what_is_refused(damage, words, tiny, tmp_path):
         shutil.copy(tiny.finished / name, run)
     damage(run)
     with pytest.raises(InputError, match=words):
-        Trained.open(run)
+        TrainedModel.open(run)
 
 
 def _changed(run, **model):

@@ -12,7 +12,7 @@ from paths import DOCS
 
 from metricjax.inference import embed_to_file, gallery_index
 from metricjax.inference.gallery_index import Index
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -23,12 +23,12 @@ pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    return Trained.open(tiny.finished)
+    return TrainedModel.open(tiny.finished)
 
 
 def test_the_page(tiny, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Trained, "open", lambda run: trained)
+    monkeypatch.setattr(TrainedModel, "open", lambda run: trained)
     shutil.copytree(tiny.shapes, "photos")
     broken = tmp_path / "photos" / "class00" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])

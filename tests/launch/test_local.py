@@ -150,9 +150,9 @@ def test_local_training_is_that_of_one_process(tiny, tmp_path):
 
 DYING = """
 import os, signal
-from metricjax.training.step_metrics import Meter
+from metricjax.training.step_metrics import StepMetrics
 
-add = Meter.add
+add = StepMetrics.add
 
 
 def dying(self, done, *rest):
@@ -161,7 +161,7 @@ def dying(self, done, *rest):
     return add(self, done, *rest)
 
 
-Meter.add = dying
+StepMetrics.add = dying
 """
 
 

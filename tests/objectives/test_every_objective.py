@@ -116,14 +116,16 @@ def test_training(variant, few, quick, tmp_path, monkeypatch):
     run = Run.open(parse(variant, **{**SETTINGS, **OWN.get(variant, {})}), tmp_path)
     hierarchy = run.config.objective.hierarchy
     state, values = run.init_state(), []
-    untrained = run.judge(state.variables, few.test, bootstrap=0)["recall@1"]
+    untrained = run.evaluate(state.variables, few.test, bootstrap=0)["recall@1"]
     program, _ = run.compile_train_step()
     with batches(run) as coming:
         for step, batch in enumerate(coming):
             if hierarchy and hierarchy.due(step):
                 state = run.regrouped(state, step)
             batch = {name: batch[name] for name in ("images", "labels")}
-            state, metrics = program(state, mesh.global_batch(one, batch), run.root_key)
+            state, metrics = program(
+                state, mesh.global_batch(one, batch), run.programs.root_key
+            )
             metrics = mesh.to_host(metrics)
             assert all(np.isfinite(total) for total, _ in metrics.values()), step
             check_gradients(metrics)
@@ -137,5 +139,5 @@ def test_training(variant, few, quick, tmp_path, monkeypatch):
     # The memory and the groups add to the loss where they begin.
     begin = 50 if hierarchy or run.config.objective.memory.size else 0
     assert np.mean(values[-15:]) < 0.95 * np.mean(values[begin : begin + 15])
-    trained = run.judge(state.variables, few.test, bootstrap=0)["recall@1"]
+    trained = run.evaluate(state.variables, few.test, bootstrap=0)["recall@1"]
     assert trained > untrained + 0.08

@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from metricjax.cli import config_flags
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.planning import batch_size
-from metricjax.planning.batch_size import Room
-from metricjax.training.programs import Blueprint
+from metricjax.planning.batch_size import MemoryFit
+from metricjax.training.programs import TrainPrograms
 
 MIB = 2**20
 
 
-class Pretended(Room):
+class Pretended(MemoryFit):
     """Memory of a program as a function of its settings; remembers what was asked."""
 
     def compile(self, config, what):
@@ -30,7 +30,7 @@ def pretend(tiny, limit, memory_of, devices=1, **settings):
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     config = config_flags.parse(["--config", str(tiny.config), *flags]).config
     mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
-    made = Pretended(Blueprint(config, Classes(4), mesh), limit, None)
+    made = Pretended(TrainPrograms(config, Classes(4), mesh), limit, None)
     object.__setattr__(made, "asked", [])
     object.__setattr__(made, "memory_of", memory_of)
     return made
@@ -142,13 +142,13 @@ def test_programs_are_compiled_and_told(tiny):
     flags = ["--config", str(tiny.config)]
     config = config_flags.parse(flags).config
     mesh, said = Mesh(np.array(jax.devices()[:1]), ("data",)), []
-    blueprint = Blueprint(config, Classes(4), mesh)
-    case = Room(blueprint, 1024.0, said.append)
+    blueprint = TrainPrograms(config, Classes(4), mesh)
+    case = MemoryFit(blueprint, 1024.0, said.append)
     program, total = case.compile(config, "batch_size=8")
     assert program is not None and total > 1024
     assert said[0] == "compiling the training step with batch_size=8 ..."
     assert "a device, does not fit (" in said[1]
-    assert not case.has(total) and Room(blueprint, None, said.append).has(total)
+    assert not case.has(total) and MemoryFit(blueprint, None, said.append).has(total)
 
 
 @pytest.mark.parametrize(
@@ -158,16 +158,18 @@ def test_programs_are_compiled_and_told(tiny):
 def test_a_program_that_is_refused_does_not_fit(tiny, monkeypatch, message, least):
     """TPU's compiler refuses what its chips cannot hold; other errors are ours."""
     config = config_flags.parse(["--config", str(tiny.config)]).config
-    blueprint = Blueprint(config, Classes(4), Mesh(np.array(jax.devices()[:1]), "data"))
+    blueprint = TrainPrograms(
+        config, Classes(4), Mesh(np.array(jax.devices()[:1]), "data")
+    )
     said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for"
 
     def refuse(self):
         raise jax.errors.JaxRuntimeError(said)
 
-    monkeypatch.setattr(Blueprint, "lower_train_step", refuse)
+    monkeypatch.setattr(TrainPrograms, "lower_train_step", refuse)
     said += f" HLO temporaries {message}"
     sentences = []
-    case = Room(blueprint, 16 * 2**30, sentences.append)
+    case = MemoryFit(blueprint, 16 * 2**30, sentences.append)
     program, total = case.compile(config, "these settings")
     assert program is None and total >= least and not case.has(total)
     assert "does not fit" in sentences[1]

@@ -17,7 +17,7 @@ from metricjax.planning import batch_size, hardware, plan
 from metricjax.planning.hardware import Figures
 from metricjax.planning.timing import run_steps
 from metricjax.runtime import program_costs
-from metricjax.training.programs import Blueprint
+from metricjax.training.programs import TrainPrograms
 from metricjax.training.run import Run
 
 
@@ -79,9 +79,11 @@ def test_a_plan_for_memory_that_is_too_small(tiny, said, monkeypatch):
     overrides = ("batch_size=64", "data.turns=4", "instances_per_class=4")
     overrides += ("model.remat=True", "model.dtype=bfloat16", "plan.compiles=2")
     asked = settings(tiny, *overrides, "data.transform.image_size=32")
-    blueprint = Blueprint(config_flags.parse(asked).config, Classes(16), one_device())
+    blueprint = TrainPrograms(
+        config_flags.parse(asked).config, Classes(16), one_device()
+    )
     need = program_costs.memory(blueprint.lower_train_step().compile()).total
-    small = hardware.Place(blueprint.mesh, 0.7 * need, "a device of little memory")
+    small = hardware.Target(blueprint.mesh, 0.7 * need, "a device of little memory")
     monkeypatch.setattr(hardware, "here", lambda: small)
     out = said(*asked)
     assert "time of a step: unknown" in out and "measured" not in out
@@ -105,13 +107,13 @@ def test_data_of_the_papers_need_not_be_here(said):
 
 
 def test_counted_data_are_those_of_the_papers():
-    counts = plan.benchmarks.KNOWN["inshop"].counts
+    counts = plan.papers.KNOWN["inshop"].counts
     found = plan._counted("inshop", counts)
     assert (len(found.train), found.train.num_classes) == (25_882, 3_997)
     assert found.test.is_query.sum() == 14_218
     assert found.test.is_gallery.sum() == 12_612
     assert not (found.test.is_query & found.test.is_gallery).any()
-    cub = plan._counted("cub", plan.benchmarks.KNOWN["cub"].counts)
+    cub = plan._counted("cub", plan.papers.KNOWN["cub"].counts)
     assert cub.test.is_query.all() and cub.test.is_gallery.all()
 
 
@@ -149,7 +151,7 @@ def test_the_compiled_memory_is_what_steps_use(tiny, tmp_path, quick):
     arguments = settings(tiny, *overrides)
     config = config_flags.parse(arguments).config
     run = Run.of(config, tmp_path, plan.open_data(config), one_device())
-    program = run.blueprint.lower_train_step().compile()
+    program = run.programs.lower_train_step().compile()
     compiled = program_costs.memory(program).total
     trial = run_steps(run, program)
     if trial.memory is None:
@@ -174,7 +176,7 @@ def test_flops_count_every_turn_of_a_loop(tiny):
 
     def flops(*overrides):
         config = config_flags.parse(settings(tiny, "batch_size=16", *overrides)).config
-        return Blueprint(config, Classes(4), one_device())
+        return TrainPrograms(config, Classes(4), one_device())
 
     whole, parts = flops(), flops("micro_batch_size=4")
     assert flops("objective.block_size=4").step_flops() == whole.step_flops()

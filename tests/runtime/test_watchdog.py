@@ -368,11 +368,11 @@ def test_one_host_is_lost_halted_or_asked_to_stop(tiny, tmp_path, undisturbed):
 STOP = """
 import os, signal
 from metricjax.training import metric_writer
-real = metric_writer.Journal.record
+real = metric_writer.MetricWriter.record
 def record(self, step, kind, values):
     real(self, step, kind, values)
     if (step, kind) == ({}, "train"): os.kill(os.getpid(), signal.SIGTERM)
-metric_writer.Journal.record = record
+metric_writer.MetricWriter.record = record
 """
 
 

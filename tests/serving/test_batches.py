@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from metricjax.serving.batches import Batches
+from metricjax.serving.batches import RequestBatcher
 from metricjax.serving.refusals import Refused
 
 
@@ -31,7 +31,7 @@ def slow():
 
 
 def make(answer, **options):
-    return Batches(answer, **options)
+    return RequestBatcher(answer, **options)
 
 
 def test_what_waits_is_answered_together(slow):

@@ -15,7 +15,7 @@ def files(monkeypatch):
     """A store in memory, and what fsspec has of it."""
     memory = fsspec.filesystem("memory")
     monkeypatch.setattr(bucket, "_WAITS", (0.0, 0.0))
-    yield bucket.Store("memory://tests/run/"), memory
+    yield bucket.BucketFiles("memory://tests/run/"), memory
     if memory.exists("/tests"):
         memory.rm("/tests", recursive=True)
 
@@ -60,7 +60,7 @@ def failing(error, times):
 @pytest.mark.parametrize("patient", [True, False])
 def test_what_passes_is_tried_again(files, monkeypatch, patient):
     place, memory = files
-    place = bucket.Store(place.address, patient)
+    place = bucket.BucketFiles(place.address, patient)
     call, calls = failing(ConnectionError("reset by peer"), 2)
     monkeypatch.setattr(memory, "pipe_file", call)
     if patient:
@@ -117,5 +117,5 @@ def test_a_full_disk_is_not_taken_for_the_bucket(files, monkeypatch, tmp_path):
 )
 def test_an_address_that_is_none(address, words):
     with pytest.raises(InputError, match=words) as caught:
-        bucket.Store(address)
+        bucket.BucketFiles(address)
     assert address in str(caught.value)

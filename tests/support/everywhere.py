@@ -165,15 +165,15 @@ def trained(variant, devices=None):
                 state = run.regrouped(state, step)
             found[f"sampler/{step}"] = batch["indices"]
             batch = {name: batch[name] for name in ("images", "labels")}
-            batch = mesh.global_batch(run.mesh, batch)
-            state, metrics = program(state, batch, run.root_key)
+            batch = mesh.global_batch(run.programs.mesh, batch)
+            state, metrics = program(state, batch, run.programs.root_key)
             for name, (total, count) in mesh.to_host(metrics).items():
                 found[f"metrics/{step}/{name}"] = total / max(count, 1)
             if step == 0:
                 found |= _named("gradient", state.opt_state)
     # Not the momentum, a sum of gradients that cancel: the parameters are all its sums.
     found |= _named("state", state.replace(opt_state=()))
-    for name, value in run.judge(state.variables, run.dataset.test, 0).items():
+    for name, value in run.evaluate(state.variables, run.dataset.test, 0).items():
         if isinstance(value, float):
             found[f"retrieval/{name}"] = np.float64(value)
     return found

@@ -21,7 +21,7 @@ from PIL import Image
 from metricjax.data.collections import open_collection
 from metricjax.inference.gallery_index import Index
 from metricjax.serving import application, guard, searching, server, uploads
-from metricjax.serving.batches import Batches
+from metricjax.serving.batches import RequestBatcher
 from metricjax.serving.catalog import Catalog, Threshold
 
 SIDE = 16
@@ -85,7 +85,7 @@ def make_index(directory) -> Index:
 
 
 def make_service(directory, *, pages=None, limits=None, **batching):
-    """All that routes use; `batching` as of `Batches`, `around` wraps its answers."""
+    """What routes use; `batching` as of `RequestBatcher`, `around` wraps answers."""
     explored = "explorer.html" in (pages or {})
     catalog = Catalog(make_index(directory), Threshold(0.98, 0.001), explored)
     answer = searching.Searcher(catalog, embed)
@@ -95,7 +95,7 @@ def make_service(directory, *, pages=None, limits=None, **batching):
     return application.Service(
         title="colours",
         catalog=catalog,
-        batches=Batches(answer, **batching),
+        batches=RequestBatcher(answer, **batching),
         decoder=uploads.Decoder(prepare, 3),
         receiver=uploads.Receiver(limits or uploads.Limits()),
         pages=pages or {},

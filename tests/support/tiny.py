@@ -228,11 +228,11 @@ import os, sys, time
 from metricjax.training import host_checks, loop
 from metricjax import main
 from metricjax.runtime import connection, watchdog
-wait_for = loop.Meter.wait_for
+wait_for = loop.StepMetrics.wait_for
 def wait_longer(meter, batches):
     time.sleep(0.06)
     return wait_for(meter, batches)
-loop.Meter.wait_for = wait_longer
+loop.StepMetrics.wait_for = wait_longer
 arguments = sys.argv[1:]
 for line in sys.stdin:
     workdir, out = line.split()

@@ -7,7 +7,7 @@ import pytest
 
 from metricjax.comparison import runs as comparison
 from metricjax.errors import InputError
-from metricjax.inference.trained_model import Trained
+from metricjax.inference.trained_model import TrainedModel
 from metricjax.main import main
 
 FOLDS = "import sys\nsys.argv += ['--mode', 'folds']\n"
@@ -60,7 +60,7 @@ def test_embeddings_are_joined_side_by_side(finished, tiny, monkeypatch):
     from metricjax.training import cross_validation
     from metricjax.training.run import open_data
 
-    runs = [Trained.open(finished[0] / f"fold{number}") for number in range(2)]
+    runs = [TrainedModel.open(finished[0] / f"fold{number}") for number in range(2)]
     dataset = open_data(runs[0].config)
     joined = cross_validation._side_by_side(runs, dataset).embeddings
     np.testing.assert_allclose(np.linalg.norm(joined, axis=1), 1, atol=1e-5)
@@ -74,12 +74,12 @@ def test_a_stopped_fold_is_gone_on_with(tiny, finished):
     workdir = tiny.directory / "stopped_folds"
     stop = FOLDS + (
         "import os, signal\nfrom metricjax.training import metric_writer\n"
-        "say = metric_writer.Journal.validated\n"
+        "say = metric_writer.MetricWriter.validated\n"
         "def validated(self, step, *rest):\n"
         "    say(self, step, *rest)\n"
         "    if 'fold1' in str(self._path) and step == 2:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "metric_writer.Journal.validated = validated\n"
+        "metric_writer.MetricWriter.validated = validated\n"
     )
     result = tiny.run(workdir, *SETTINGS, before=stop)
     assert result.returncode == 0, result.stderr

@@ -202,10 +202,10 @@ from metricjax.training.run import Run
 options = config_flags.parse(sys.argv[1:])
 run = Run.open(options.config, options.workdir)
 with Checkpoints(options.workdir / "checkpoints", "map@r") as checkpoints:
-    step, state = checkpoints.restore_best(run.abstract_state, print)
+    step, state = checkpoints.restore_best(run.programs.abstract_state, print)
 found = {
-    "test": run.judge(state.variables, run.dataset.test, 0),
-    "validation": run.judge(state.variables, run.validation, 0),
+    "test": run.evaluate(state.variables, run.dataset.test, 0),
+    "validation": run.evaluate(state.variables, run.validation, 0),
 }
 print(json.dumps({"step": step, **found}))
 sys.exit()
@@ -304,7 +304,7 @@ def at(module, name, wanted, moment):
     setattr(module, name, function)
 {call}
 """
-LINE = """at(metric_writer.Journal, "record",
+LINE = """at(metric_writer.MetricWriter, "record",
    lambda self, step, kind, values: step == {} and kind == "train", "after")"""
 SAVE = """at(checkpoints.Checkpoints, "save",
    lambda self, step, *rest: step == {}, "{}")"""

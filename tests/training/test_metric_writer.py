@@ -10,7 +10,7 @@ import pytest
 from metricjax.errors import InputError
 from metricjax.training.metric_writer import (
     Clock,
-    Journal,
+    MetricWriter,
     duration,
     keep_until,
     read_history,
@@ -22,17 +22,17 @@ def lines_of(path):
 
 
 def write_run(directory, steps, start=0):
-    """A journal with a line per step."""
-    with Journal(directory, 10, start) as journal:
+    """A writer with a line per step."""
+    with MetricWriter(directory, 10, start) as writer:
         for step in steps:
-            journal.record(step, "train", {"loss": 1.0 / step})
+            writer.record(step, "train", {"loss": 1.0 / step})
     return directory / "metrics.jsonl"
 
 
 def test_one_object_a_line(tmp_path):
-    with Journal(tmp_path, 10, 0) as journal:
-        journal.record(1, "train", {"loss": 0.5, "active": 1.0})
-        journal.record(1, "validation", {"recall@1": 0.25})
+    with MetricWriter(tmp_path, 10, 0) as writer:
+        writer.record(1, "train", {"loss": 0.5, "active": 1.0})
+        writer.record(1, "validation", {"recall@1": 0.25})
         # Readable while the run goes on.
         assert len(lines_of(tmp_path / "metrics.jsonl")) == 2
     assert lines_of(tmp_path / "metrics.jsonl") == [
@@ -42,10 +42,10 @@ def test_one_object_a_line(tmp_path):
 
 
 def test_values_that_are_not_finite_become_null(tmp_path):
-    with Journal(tmp_path, 10, 0) as journal:
+    with MetricWriter(tmp_path, 10, 0) as writer:
         values = {"loss": math.nan, "gradient_norm": math.inf, "active": -math.inf}
-        journal.record(1, "train", values)
-        journal.progress(1, values, 0.0)
+        writer.record(1, "train", values)
+        writer.progress(1, values, 0.0)
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
     assert json.loads(text) == {
@@ -59,13 +59,13 @@ def test_values_that_are_not_finite_become_null(tmp_path):
 
 def test_warnings(tmp_path, capsys):
     """Said and written; a run that goes on before them meets them again."""
-    with Journal(tmp_path, 10, 0) as journal:
-        journal.record(2, "train", {"loss": 0.5})
-        journal.warn(2, "This [seems] wrong: mend it.")
+    with MetricWriter(tmp_path, 10, 0) as writer:
+        writer.record(2, "train", {"loss": 0.5})
+        writer.warn(2, "This [seems] wrong: mend it.")
     assert capsys.readouterr().out == "warning: This [seems] wrong: mend it.\n"
     warning = {"step": 2, "kind": "warning", "message": "This [seems] wrong: mend it."}
     assert lines_of(tmp_path / "metrics.jsonl")[1] == warning
-    with Journal(tmp_path, 10, 1):
+    with MetricWriter(tmp_path, 10, 1):
         assert lines_of(tmp_path / "metrics.jsonl") == []
 
 
@@ -95,8 +95,8 @@ def test_history_of_nothing(tmp_path):
 
 
 def test_plain_lines_when_not_a_terminal(tmp_path, capsys):
-    with Journal(tmp_path, 200, 0) as journal:
-        journal.say("a sentence with [brackets] that is " + "long " * 40)
+    with MetricWriter(tmp_path, 200, 0) as writer:
+        writer.say("a sentence with [brackets] that is " + "long " * 40)
         values = {
             "loss": 0.6935,
             "images_per_second": 1234.5,
@@ -106,9 +106,9 @@ def test_plain_lines_when_not_a_terminal(tmp_path, capsys):
             "active": 0.75,
             "gradient_norm": 3.0,
         }
-        journal.progress(20, values, 75)
-        journal.validated(20, "map@r", 0.25)
-        journal.progress(40, {"loss": 0.5}, 5)
+        writer.progress(20, values, 75)
+        writer.validated(20, "map@r", 0.25)
+        writer.progress(40, {"loss": 0.5}, 5)
     out = capsys.readouterr().out
     assert "\r" not in out and "\x1b" not in out
     assert out.splitlines() == [
@@ -121,12 +121,12 @@ def test_plain_lines_when_not_a_terminal(tmp_path, capsys):
 
 
 def test_only_the_first_host_writes(tmp_path, capsys):
-    with Journal(tmp_path, 10, 0, active=False) as journal:
-        journal.say("hello")
-        journal.record(1, "train", {"loss": 0.5})
-        journal.progress(1, {"loss": 0.5}, 1)
-        journal.validated(1, "map@r", 0.5)
-        journal.warn(1, "Something is wrong.")
+    with MetricWriter(tmp_path, 10, 0, active=False) as writer:
+        writer.say("hello")
+        writer.record(1, "train", {"loss": 0.5})
+        writer.progress(1, {"loss": 0.5}, 1)
+        writer.validated(1, "map@r", 0.5)
+        writer.warn(1, "Something is wrong.")
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
 
@@ -135,9 +135,9 @@ def test_tensorboard_files(tmp_path):
     pytest.importorskip("tensorboardX")
     from tensorboardX import proto
 
-    with Journal(tmp_path, 10, 0) as journal:
-        journal.record(3, "train", {"loss": 0.5})
-        journal.record(3, "validation", {"recall@1": 0.25})
+    with MetricWriter(tmp_path, 10, 0) as writer:
+        writer.record(3, "train", {"loss": 0.5})
+        writer.record(3, "validation", {"recall@1": 0.25})
     files = list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert len(files) == 1
     found = {}
@@ -170,21 +170,21 @@ def test_a_full_disk_is_told_once(tmp_path, module, monkeypatch):
     else:
         pytest.importorskip(module)
     with pytest.raises(InputError, match="the disk is full") as caught:
-        with Journal(tmp_path, 10, 0) as journal:
-            journal.record(1, "train", {"loss": 0.5})
-            monkeypatch.setattr(journal, "_file", SimpleNamespace(write=full))
-            journal.record(2, "train", {"loss": 0.5})
+        with MetricWriter(tmp_path, 10, 0) as writer:
+            writer.record(1, "train", {"loss": 0.5})
+            monkeypatch.setattr(writer, "_file", SimpleNamespace(write=full))
+            writer.record(2, "train", {"loss": 0.5})
     assert str(tmp_path / "metrics.jsonl") in str(caught.value)
     assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [1]
 
 
 def test_a_full_disk_while_closing(tmp_path):
     with pytest.raises(InputError, match="the disk is full"):
-        with Journal(tmp_path, 10, 0) as journal:
-            journal._files.callback(full)
+        with MetricWriter(tmp_path, 10, 0) as writer:
+            writer._files.callback(full)
     with pytest.raises(KeyError):
-        with Journal(tmp_path, 10, 0) as journal:
-            journal._files.callback(full)
+        with MetricWriter(tmp_path, 10, 0) as writer:
+            writer._files.callback(full)
             raise KeyError("what stopped the run")
 
 

@@ -23,7 +23,7 @@ def unit(rows):
     return rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def judge(params, outputs):
+def loss_fn(params, outputs):
     """A loss of pairs, and a parameter that the network does not have."""
     labels = jnp.arange(ROWS) % 7
     value = losses.triplet(outputs["unit"], labels, margin=0.5, mining="all")
@@ -44,7 +44,7 @@ def given():
 
 @pytest.fixture(scope="module")
 def whole(given):
-    return jax.jit(lambda p, x: microbatching.gradients(network, judge, p, x))(*given)
+    return jax.jit(lambda p, x: microbatching.gradients(network, loss_fn, p, x))(*given)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6, 48])
@@ -55,7 +55,7 @@ def test_parts_and_devices_change_nothing(parts, count, given, whole):
     params, inputs = given
     devices = mesh.make_mesh(jax.devices()[:count])
     found = jax.jit(
-        lambda p, x: microbatching.gradients(network, judge, p, x, parts, devices),
+        lambda p, x: microbatching.gradients(network, loss_fn, p, x, parts, devices),
         in_shardings=(mesh.replicated(devices), mesh.split(devices)),
         out_shardings=mesh.replicated(devices),
     )(params, inputs)

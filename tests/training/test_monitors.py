@@ -215,9 +215,9 @@ def helper(x):
 def late(self):
     time.sleep(0.06)
     return following(self)
-def with_helper(run, state, done, journal):
+def with_helper(run, state, done, writer):
     helper(numpy.zeros(done, numpy.float32))
-    return validate(run, state, done, journal)
+    return validate(run, state, done, writer)
 pipeline.Batches.__next__ = late
 loop._validate = with_helper
 """

@@ -32,7 +32,7 @@ def open_run(tiny, directory, *overrides):
 def look(run, state, batch, saved=0):
     """What is said of the step that comes after the state."""
     frozen = state.replace(step=-1 - state.step)
-    error = nonfinite.not_finite(run, frozen, batch, saved)
+    error = nonfinite.not_finite(run.programs, frozen, batch, saved)
     assert "\n" not in str(error)
     return str(error)
 

@@ -182,9 +182,9 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
         state = run.regrouped(state, 8)
     test = run.dataset.test
     embedded = run.embed(state.variables, test)
-    results = evaluate_split.judge(embedded, test, config.evaluation, 2)
+    results = evaluate_split.evaluate(embedded, test, config.evaluation, 2)
     if config.model.ensemble > 1:
-        results["learners"] = evaluate_split.judge_learners(
+        results["learners"] = evaluate_split.evaluate_learners(
             embedded, test, config.evaluation, config.model.ensemble
         )
     learnt = mesh.to_host((state.variables, state.proxies, state.objective))

@@ -314,11 +314,11 @@ def at(module, name, wanted):
 MOMENTS = {
     "before a checkpoint counts": (
         5,
-        'at(store.Store, "write", lambda a: a[1] == "checkpoints/10.complete")',
+        'at(store.BucketFiles, "write", lambda a: a[1] == "checkpoints/10.complete")',
     ),
     "before the report is pushed": (
         30,
-        'at(store.Store, "put", lambda a: a[2] == ["report.html"])',
+        'at(store.BucketFiles, "put", lambda a: a[2] == ["report.html"])',
     ),
 }
 
@@ -369,13 +369,13 @@ def test_a_killed_run_goes_on_on_another_machine(tiny, tmp_path, moment):
 LOST = """
 from metricjax.storage import bucket
 bucket._WAITS = (0.1,)
-real = bucket.Store.put
+real = bucket.BucketFiles.put
 def put(self, directory, names):
     def lost(*_): raise ConnectionError("network is unreachable")
     if any(name.startswith("checkpoints/10/") for name in names):
         self._files.put = lost
     return real(self, directory, names)
-bucket.Store.put = put
+bucket.BucketFiles.put = put
 """
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from metricjax.data.formats.packed import damage_told, read_manifest
 from metricjax.data.formats.shard_reader import Shards, open_shard, read_record, sha256
-from metricjax.storage.directories import open_place
+from metricjax.storage.directories import open_storage
 
 _MAX_NAMED = 10
 
@@ -32,7 +32,7 @@ def verify(
     Raises:
       InputError: there is nothing packed, or its manifest is damaged.
     """
-    place = open_place(root)
+    place = open_storage(root)
     manifest = read_manifest(place)
     with damage_told(place):
         shards = Shards(place, manifest)

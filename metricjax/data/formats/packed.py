@@ -20,7 +20,7 @@ from metricjax.data.datasets import Dataset, Split, UnreadableImage
 from metricjax.data.formats import image_rows
 from metricjax.data.formats.shard_reader import DamagedRecord, Shards
 from metricjax.errors import InputError
-from metricjax.storage.directories import Place, local_path, open_place
+from metricjax.storage.directories import Storage, local_path, open_storage
 
 FORMAT = "metricjax packed images"
 VERSION = 1
@@ -70,7 +70,7 @@ def open(
             "`python -m metricjax.prepare` has written."
         )
     image_rows.check_channels(channels)
-    place = open_place(root)
+    place = open_storage(root)
     manifest = read_manifest(place)
     with damage_told(place):
         _check(place, manifest, closed_set)
@@ -88,7 +88,7 @@ def open(
         return Dataset("packed", *splits, skipped, notes, fingerprint)
 
 
-def _check(place: Place, manifest: Mapping[str, Any], closed_set: bool) -> None:
+def _check(place: Storage, manifest: Mapping[str, Any], closed_set: bool) -> None:
     present = set(place.names())
     missing = [s["name"] for s in manifest["shards"] if s["name"] not in present]
     if missing:
@@ -103,7 +103,7 @@ def _check(place: Place, manifest: Mapping[str, Any], closed_set: bool) -> None:
         )
 
 
-def read_manifest(place: Place) -> dict[str, Any]:
+def read_manifest(place: Storage) -> dict[str, Any]:
     """The manifest of a directory that was packed to the end.
 
     Raises:
@@ -125,7 +125,7 @@ def read_manifest(place: Place) -> dict[str, Any]:
     return manifest
 
 
-def parse(place: Place, content: bytes) -> dict[str, Any]:
+def parse(place: Storage, content: bytes) -> dict[str, Any]:
     """A manifest, or that of an unfinished packing.
 
     Raises:
@@ -153,7 +153,7 @@ def _dump(content: Mapping[str, Any]) -> bytes:
 
 
 @contextmanager
-def damage_told(place: Place) -> Iterator[None]:
+def damage_told(place: Storage) -> Iterator[None]:
     """What a damaged manifest leads to, as one sentence."""
     try:
         yield

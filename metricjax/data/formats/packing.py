@@ -15,7 +15,7 @@ import numpy as np
 from metricjax.data.datasets import Dataset
 from metricjax.data.formats import packed, shard_writer
 from metricjax.errors import InputError, counted
-from metricjax.storage.directories import Place, open_place
+from metricjax.storage.directories import Storage, open_storage
 
 _SUFFIX = ".array_record"
 
@@ -68,7 +68,7 @@ def pack(
         "images": len(dataset.train) + len(dataset.test),
         "listing": _digest(dataset),
     }
-    place = open_place(out)
+    place = open_storage(out)
     _refuse_other(place)
     if (content := place.read(packed.MANIFEST)) is not None:
         manifest = packed.parse(place, content)
@@ -120,7 +120,7 @@ class _Done:
     skipped: list[tuple[int, str]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, place: Place, request: Mapping[str, Any]) -> "_Done":
+    def read(cls, place: Storage, request: Mapping[str, Any]) -> "_Done":
         """What an earlier packing has done; nothing if there was none."""
         content = place.read(packed.UNFINISHED)
         if content is None:
@@ -150,7 +150,7 @@ class _Done:
         return packed.dump({"request": request, "done": asdict(self)})
 
 
-def _refuse_other(place: Place) -> None:
+def _refuse_other(place: Storage) -> None:
     """Pack only into a directory that is new, empty or of a packing."""
     names = [name for name in place.names() if not name.startswith(".")]
     ours = {packed.MANIFEST, packed.UNFINISHED} & set(names)
@@ -164,7 +164,7 @@ def _refuse_other(place: Place) -> None:
 
 
 def _check_same(
-    place: Place, theirs: Mapping[str, Any], mine: Mapping[str, Any]
+    place: Storage, theirs: Mapping[str, Any], mine: Mapping[str, Any]
 ) -> None:
     for name, value in mine.items():
         if theirs.get(name) != value:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from metricjax.errors import InputError
-from metricjax.storage.directories import Place, local_path
+from metricjax.storage.directories import Storage, local_path
 
 # Random reads: nothing is read ahead.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -31,7 +31,7 @@ class Shards:
       first: the first record of each shard; then the number of all.
     """
 
-    def __init__(self, place: Place, manifest: Mapping[str, Any]):
+    def __init__(self, place: Storage, manifest: Mapping[str, Any]):
         self._place = place
         self._shards = manifest["shards"]
         counts = (shard["records"] for shard in self._shards)

@@ -23,7 +23,7 @@ from PIL import Image
 from metricjax.data import open_dataset
 from metricjax.data.datasets import Dataset
 from metricjax.data.formats import shard_writer
-from metricjax.storage.directories import open_place
+from metricjax.storage.directories import open_storage
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_directories_of_something_else(root, dataset, tmp_path):
 
 
 def test_two_at_the_same_time(dataset, tmp_path):
-    with open_place(tmp_path / "out").claimed():
+    with open_storage(tmp_path / "out").claimed():
         assert "Another process" in refuse(pack, dataset, tmp_path / "out")
     pack(dataset, tmp_path / "out")
 
