@@ -1,4 +1,7 @@
-"""Mistakes of the user and full disks, each told in one sentence; words for counts."""
+"""`InputError` for whatever the user can fix, full disks included; words for messages.
+
+Come here to write an error message: what was found, near names, counts of things.
+"""
 
 import difflib
 import errno
@@ -10,17 +13,17 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence.
+    """A mistake that the user can fix, reported in one sentence.
 
-    The sentence names the file or the option, what was found and what to do.
-    `python -m metricjax.main` prints it without a traceback and exits with code 2;
-    to a caller of the library it is an ordinary `ValueError`.
+    The sentence names the file or option, what was found and what to do. Commands print
+    it without a traceback and exit with code 2; for a caller of the library it is a
+    `ValueError`.
     """
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """A full disk as one sentence instead of a traceback."""
+    """Raise a full disk or quota as an `InputError` that names `path`."""
     try:
         yield
     except Exception as error:
@@ -28,11 +31,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         raise InputError(
             f"{path}: the disk is full; free some space and run the same command again "
-            "to go on."
+            "to resume."
         ) from error
 
 
 def _is_full(error: BaseException | None) -> bool:
+    # Orbax and others raise errors of their own and keep the cause or only its words.
     if error is None:
         return False
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
@@ -44,7 +48,7 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` where a known name is near, else nothing."""
+    """` (did you mean 'x'?)` if a known name is similar, else an empty string."""
     near = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

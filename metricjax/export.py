@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     from metricjax.exporters import formats, model_card
     from metricjax.inference.trained_model import TrainedModel
     from metricjax.runtime import compilation_cache
-    from metricjax.storage.atomic import write_atomically, written_whole
+    from metricjax.storage.atomic import atomic_file, write_atomically
 
     platforms = _platforms(options.platforms)
     out = Path(options.out or Path(options.run) / f"model.{options.format}")
@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
     card = out.with_name(f"{out.name}.md")
     text = model_card.render(trained, out.name, options.format, platforms, found)
     try:
-        with written_whole(out) as unfinished:
+        with atomic_file(out) as unfinished:
             unfinished.write_bytes(content)
         write_atomically(card, text)
     except OSError as error:

@@ -193,7 +193,7 @@ def test_the_disk_gets_full(photos, tmp_path, room):
     assert result.stderr.startswith("metricjax: disk/out")
     assert "the disk is full; free some space" in result.stderr
     assert result.stderr.count("\n") == 1
-    assert ("Going on after" in result.stdout) == (room == 150)
+    assert ("Resuming after" in result.stdout) == (room == 150)
 
 
 @pytest.mark.slow

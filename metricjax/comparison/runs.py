@@ -251,19 +251,19 @@ def _expanded(address: str) -> list[str]:
 
 
 def _finished(address: str) -> Finished:
-    place = open_storage(address)
-    config = place.read("config.json")
+    storage = open_storage(address)
+    config = storage.read("config.json")
     if config is None:
         raise InputError(
             f"{address} holds no run (no config.json): name the workdir of one."
         )
-    results = place.read("results.json")
+    results = storage.read("results.json")
     if results is None:
         raise InputError(
             f"The run in {address} is not finished (results.json is missing): run its "
             "command again until it says where the report is."
         )
-    queries = place.read(per_query.FILE)
+    queries = storage.read(per_query.FILE)
     if queries is None:
         raise InputError(
             f"The run in {address} has kept no values of single queries "
@@ -271,10 +271,10 @@ def _finished(address: str) -> Finished:
             "command again, which evaluates it again without training."
         )
     settings = identity.settings_that_count(
-        from_config_dict(_json(config, place, "config.json"))
+        from_config_dict(_json(config, storage, "config.json"))
     )
     repetition = tuple(settings.pop(name) for name in _REPEATED)
-    found = _json(results, place, "results.json")
+    found = _json(results, storage, "results.json")
     wanted = {*METRICS, "dataset", "intervals"}
     if not wanted <= set(found):
         raise InputError(
@@ -290,14 +290,14 @@ def _finished(address: str) -> Finished:
     )
 
 
-def _json(content: bytes, place: Storage, name: str) -> dict[str, Any]:
+def _json(content: bytes, storage: Storage, name: str) -> dict[str, Any]:
     try:
         found = json.loads(content)
         if not isinstance(found, dict):
             raise ValueError("it holds no settings or results")
     except ValueError as error:
         raise InputError(
-            f"{place.root}/{name} cannot be read ({error}): it is damaged; restore it, "
-            "or leave this run out."
+            f"{storage.root}/{name} cannot be read ({error}): it is damaged; "
+            "restore it, or leave this run out."
         ) from error
     return found

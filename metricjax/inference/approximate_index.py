@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from metricjax.errors import InputError, disk_errors
 from metricjax.evaluation.neighbors import unit_rows
 from metricjax.inference.gallery_index import Index
-from metricjax.storage.atomic import written_whole
+from metricjax.storage.atomic import atomic_file
 
 _SPARE = 2  # found for each that is asked for, as float16 may change the order
 _STEP = 4096  # rows that are added at a time
@@ -70,7 +70,7 @@ class ApproximateIndex:
         if path is not None:
             with disk_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as temporary:
+            with atomic_file(path) as temporary:
                 temporary.write_bytes(graph.save())
             for old in path.parent.glob(f"{_PREFIX}*{_SUFFIX}"):
                 if old != path:

@@ -11,7 +11,7 @@ from metricjax.errors import InputError
 from metricjax.evaluation.neighbors import unit_rows
 from metricjax.inference import parquet
 from metricjax.inference.vectors import FORMAT, Vectors
-from metricjax.storage.atomic import written_whole
+from metricjax.storage.atomic import atomic_file
 
 SUFFIXES = (".npz", ".parquet")
 _MADE_BY = "make it with python -m metricjax.embed."
@@ -41,7 +41,7 @@ def save(vectors: Vectors, path: Path) -> None:
     """
     suffix = suffix_of(path)
     try:
-        with written_whole(path) as temporary:
+        with atomic_file(path) as temporary:
             if suffix == ".parquet":
                 parquet.write(vectors, temporary)
             else:

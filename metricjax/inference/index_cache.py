@@ -19,7 +19,7 @@ from metricjax.inference.embedder import Embedded
 from metricjax.inference.partial_embeddings import PartialEmbeddings
 from metricjax.inference.trained_model import TrainedModel
 from metricjax.storage import user_cache
-from metricjax.storage.atomic import locked, written_whole
+from metricjax.storage.atomic import atomic_file, locked
 
 _LIMIT = 8 * 2**30  # bytes of all indexes; what was not used for longest goes first
 _NAME = "[0-9a-f]{16}-[0-9a-f]{16}"  # of the directory of an index
@@ -107,7 +107,7 @@ class CachedEmbeddings:
             return nothing
 
     def write(self, path: Path) -> None:
-        with written_whole(path) as temporary, temporary.open("wb") as file:
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 model=self.model,

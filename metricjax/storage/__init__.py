@@ -1,6 +1,6 @@
 """Files: written atomically, locked, in directories or buckets.
 
-`atomic` writes a file whole or not at all, `directories` is one directory here or in a
-bucket, `bucket` copies a whole tree to and from object storage, `user_cache` is where
-caches lie.
+`atomic` writes and locks local files, `directories` opens one flat directory that is
+local or in a bucket, `bucket` copies a run's files to and from a bucket with retries,
+`user_cache` is the directory of caches.
 """

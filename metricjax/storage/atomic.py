@@ -1,4 +1,4 @@
-"""Write files atomically, and keep a second writer out of a directory.
+"""Write files atomically, and lock a directory against a second writer.
 
 Come here for anything that must never be seen half written: a reader finds the old file
 or the new one.
@@ -13,23 +13,24 @@ from metricjax.errors import InputError, disk_errors
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Write a text file so that readers see the old content or all of the new.
 
     Raises:
       InputError: the disk is full.
     """
-    with written_whole(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary file that takes the place of `path` if nothing goes wrong.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary file that replaces `path` unless the body raises.
 
     Raises:
       InputError: the disk is full.
     """
     path = Path(path)
+    # In the same directory, because a rename is atomic within one file system only.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
@@ -41,13 +42,18 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(directory: Path, in_use: str) -> Iterator[None]:
-    """Nobody else in here; the system lets go of the lock when the process ends.
+    """Hold an exclusive lock on a directory; a killed process releases it.
+
+    Args:
+      directory: an existing local directory.
+      in_use: the message if another process holds the lock.
 
     Raises:
-      InputError: with the sentence `in_use`, if another process is in here.
+      InputError: another process holds the lock.
     """
     import fcntl
 
+    # flock belongs to the open file, so the kernel releases it however we end.
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -55,7 +61,7 @@ def locked(directory: Path, in_use: str) -> Iterator[None]:
         os.close(handle)
         raise InputError(in_use) from error
     except OSError:
-        pass  # Some file systems have no locks; then two writers are the user's care.
+        pass  # Some network file systems have no locks; go ahead without one.
     try:
         yield
     finally:

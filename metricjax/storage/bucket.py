@@ -1,4 +1,8 @@
-"""Files of a bucket, asked for with patience; what goes wrong becomes a sentence."""
+"""The files of a workdir in a bucket, with retries; failures become one sentence.
+
+Come here for how a run's files are listed, uploaded and downloaded, and for which cloud
+errors are retried. For a flat directory that may be local too, see `directories`.
+"""
 
 import time
 from collections.abc import Callable
@@ -9,21 +13,21 @@ from typing import Any
 from metricjax.errors import InputError, disk_errors
 from metricjax.storage.directories import file_system
 
-# Between one try and the next, in seconds. What fsspec opens tries again by itself too.
+# Seconds between attempts. The clients of fsspec retry on their own as well.
 _WAITS = (2.0, 10.0, 30.0)
-# What no patience mends, as Google's and Amazon's clients say it.
+# Words of Google's and Amazon's clients for errors that a retry does not fix.
 _DENIED = ("forbidden", "denied", "anonymous", "credential", "unauthorized", " 401")
 
 
 class BucketFiles:
-    """The files below an address, by their names from there on (`a/b.json`).
+    """The files below an address, by relative name (`a/b.json`).
 
     Args:
       address: anything that fsspec opens, such as gs://bucket/directory.
-      patient: whether to try again what fails, for about a minute.
+      patient: retry failures for about a minute.
 
     Raises:
-      InputError: the address is of no known kind, or its package is not installed.
+      InputError: an unknown kind of address, or its package is not installed.
     """
 
     def __init__(self, address: str, patient: bool = True):
@@ -37,7 +41,7 @@ class BucketFiles:
             )
 
     def find(self, directory: str) -> list[str]:
-        """The names of all files below a directory, in order; none if there is none."""
+        """Sorted names of all files below a directory; empty if it does not exist."""
 
         def find() -> list[str]:
             self._files.invalidate_cache()
@@ -46,47 +50,47 @@ class BucketFiles:
             return []
 
         start = self._root.strip("/") + "/"
-        found = self._patiently(find)
-        return sorted(path.strip("/").removeprefix(start) for path in found)
+        paths = self._retry(find)
+        return sorted(path.strip("/").removeprefix(start) for path in paths)
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file, or None if there is none."""
+        """The content of a file, or None if it does not exist."""
 
         def read() -> bytes | None:
             with suppress(FileNotFoundError):
                 return self._files.cat_file(self._of(name))
             return None
 
-        return self._patiently(read)
+        return self._retry(read)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file, or replace it."""
-        self._patiently(lambda: self._files.pipe_file(self._of(name), content))
+        """Write or replace a small file."""
+        self._retry(lambda: self._files.pipe_file(self._of(name), content))
 
     def put(self, directory: Path, names: list[str]) -> None:
-        """Copy files of a local directory there, several at a time."""
+        """Upload files of a local directory, several at a time."""
         if names:
             local, remote = self._paths(directory, names)
-            self._patiently(lambda: self._files.put(local, remote))
+            self._retry(lambda: self._files.put(local, remote))
 
     def get(self, names: list[str], directory: Path) -> None:
-        """Copy files into a local directory, several at a time."""
+        """Download files into a local directory, several at a time."""
         local, remote = self._paths(directory, names)
         with disk_errors(directory):
             for path in local:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
         if names:
-            self._patiently(lambda: self._files.get(remote, local))
+            self._retry(lambda: self._files.get(remote, local))
 
     def remove(self, names: list[str]) -> None:
-        """Remove files, those that are there, in this order."""
+        """Remove files in this order; missing ones are ignored."""
 
         def remove(name: str) -> None:
             with suppress(FileNotFoundError):
                 self._files.rm_file(self._of(name))
 
         for name in names:
-            self._patiently(lambda name=name: remove(name))
+            self._retry(lambda name=name: remove(name))
 
     def _of(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -94,15 +98,15 @@ class BucketFiles:
     def _paths(self, directory: Path, names: list[str]) -> tuple[list[str], list[str]]:
         return [str(directory / name) for name in names], list(map(self._of, names))
 
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        """The value of a call that is made again where that may help."""
+    def _retry(self, call: Callable[[], Any]) -> Any:
+        """Call, and retry after failures that may go away."""
         for wait in (*self._waits, None):
             try:
                 with disk_errors(Path(self.address)):
                     return call()
             except InputError:
                 raise
-            except Exception as error:  # Each kind of bucket has errors of its own.
+            except Exception as error:  # Every kind of bucket has its own errors.
                 remedy = _remedy(error)
                 if wait is None or remedy:
                     what = " ".join(str(error).split()) or type(error).__name__
@@ -114,16 +118,16 @@ class BucketFiles:
 
 
 _AGAIN = (
-    "see that this machine reaches it, and run the same command again to go on from "
-    "the last checkpoint there."
+    "check that this machine can reach it, and run the same command again to resume "
+    "from its last checkpoint."
 )
 
 
 def _remedy(error: Exception) -> str:
-    """What helps against an error that would come again; nothing of another."""
+    """What the user must do about a permanent error; "" for one worth a retry."""
     text = f" {error}".lower()
     if isinstance(error, FileNotFoundError):
-        return "is there such a bucket? Make it, or choose another --workdir."
+        return "does the bucket exist? Create it, or choose another --workdir."
     if isinstance(error, PermissionError) or any(word in text for word in _DENIED):
         return (
             "let this machine's account read, write and delete there, or log in, for "

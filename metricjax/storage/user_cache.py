@@ -1,14 +1,14 @@
-"""Where metricjax keeps what it can make again: in the user's cache directory."""
+"""The user's cache directory: for files that metricjax can create again."""
 
 import os
 from pathlib import Path
 
 
 def home() -> Path:
-    """Metricjax's own directory in the user's cache directory, there or not.
+    """$XDG_CACHE_HOME/metricjax or ~/.cache/metricjax; it may not exist yet.
 
     Raises:
-      RuntimeError: there is no home.
+      RuntimeError: the home directory is unknown.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(caches) / "metricjax"

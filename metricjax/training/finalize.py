@@ -17,7 +17,7 @@ from metricjax.inference import evaluate_split, verify_split
 from metricjax.models import pretrained
 from metricjax.reports import page
 from metricjax.runtime import mesh
-from metricjax.storage.atomic import write_atomically, written_whole
+from metricjax.storage.atomic import atomic_file, write_atomically
 from metricjax.training import paper_analyses
 from metricjax.training.checkpoints import digest
 from metricjax.training.metric_writer import read_history
@@ -73,7 +73,7 @@ def finish(
         run.programs.model,
         mesh.to_host(chosen.variables),
     )
-    with written_whole(run.workdir / outcomes.FILE) as temporary:
+    with atomic_file(run.workdir / outcomes.FILE) as temporary:
         temporary.write_bytes(outcomes.pack(per_query, test))
     results_path = run.workdir / "results.json"
     write_atomically(results_path, json.dumps(results, indent=1) + "\n")

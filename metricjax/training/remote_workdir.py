@@ -82,14 +82,14 @@ def opened(
         check_owner(read_config_file(path), path, config)
         yield Workdir(path, path)
         return
-    store = BucketFiles(workdir)
-    check_owner(store.read(CONFIG_FILE), store.address, config)
-    copy = _place_of_copy(store.address)
+    bucket = BucketFiles(workdir)
+    check_owner(bucket.read(CONFIG_FILE), bucket.address, config)
+    copy = _place_of_copy(bucket.address)
     in_use = (
-        f"--workdir {store.address} is in use by another process on this machine: wait "
-        "for it, or end it first."
+        f"--workdir {bucket.address} is in use by another process on this machine: "
+        "wait for it, or end it first."
     )
-    with locked(copy, in_use), InBucket(store, copy, say) as place:
+    with locked(copy, in_use), InBucket(bucket, copy, say) as place:
         yield place
 
 
@@ -111,9 +111,9 @@ def _place_of_copy(address: str) -> Path:
 class InBucket(Workdir):
     """A workdir in a bucket. Every host reads from it, the first alone writes."""
 
-    def __init__(self, store: BucketFiles, copy: Path, say: Callable[[str], None]):
-        super().__init__(copy, store.address)
-        self._store, self._say, self._first = store, say, jax.process_index() == 0
+    def __init__(self, bucket: BucketFiles, copy: Path, say: Callable[[str], None]):
+        super().__init__(copy, bucket.address)
+        self._bucket, self._say, self._first = bucket, say, jax.process_index() == 0
         self._pushed: dict[str, tuple[int, int]] = {}
         self._worker = ThreadPoolExecutor(1)
         self._pending: Future | None = None
@@ -121,8 +121,8 @@ class InBucket(Workdir):
             for path in copy.iterdir():
                 if path.name != _CHECKPOINTS:
                     _remove(path)
-        there = set(_READ) & set(store.find(""))
-        store.get(sorted(there), copy)
+        there = set(_READ) & set(bucket.find(""))
+        bucket.get(sorted(there), copy)
         self.pull_checkpoints()
 
     def __enter__(self) -> "InBucket":
@@ -156,7 +156,7 @@ class InBucket(Workdir):
             still = self.path / ".pushing" / name
             still.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.path / name, still)
-        self._store.put(self.path / ".pushing", [name])
+        self._bucket.put(self.path / ".pushing", [name])
         still.unlink()
 
     def finish(self) -> None:
@@ -190,13 +190,13 @@ class InBucket(Workdir):
         here, there = self._steps_here(), self._steps_there()
         for step in sorted(here):
             if step == saved or _marker(step) not in there[step]:
-                self._store.remove(there[step])
+                self._bucket.remove(there[step])
                 files = _contents(self.path / _CHECKPOINTS / str(step))
-                self._store.put(self.path, [f"{_CHECKPOINTS}/{f}" for f in files])
+                self._bucket.put(self.path, [f"{_CHECKPOINTS}/{f}" for f in files])
                 text = json.dumps(files, indent=1) + "\n"
-                self._store.write(_marker(step), text.encode())
+                self._bucket.write(_marker(step), text.encode())
         for step in sorted(there.keys() - here):
-            self._store.remove(there[step])
+            self._bucket.remove(there[step])
 
     def _steps_here(self) -> set[int]:
         with suppress(FileNotFoundError):
@@ -207,7 +207,7 @@ class InBucket(Workdir):
     def _steps_there(self) -> defaultdict[int, list[str]]:
         """By step, the names of what is in the bucket, its marker first."""
         found = defaultdict(list)
-        for name in self._store.find(_CHECKPOINTS):
+        for name in self._bucket.find(_CHECKPOINTS):
             match = re.match(rf"{_CHECKPOINTS}/(\d+)(/|\.complete$)", name)
             if match:
                 names = found[int(match[1])]
@@ -231,9 +231,9 @@ class InBucket(Workdir):
             if (directory / str(step)).exists():
                 continue
             names = [f"{_CHECKPOINTS}/{file}" for file in files]
-            missing = set(names) - set(self._store.find(f"{_CHECKPOINTS}/{step}"))
+            missing = set(names) - set(self._bucket.find(f"{_CHECKPOINTS}/{step}"))
             if not missing:
-                self._store.get(names, self.path)
+                self._bucket.get(names, self.path)
             if not names or missing or _contents(directory / str(step)) != files:
                 shutil.rmtree(directory / str(step), ignore_errors=True)
                 self._say(
@@ -244,7 +244,7 @@ class InBucket(Workdir):
     def _listed(self, step: int) -> dict[str, Any]:
         """What a marker says; nothing if it makes no sense."""
         try:
-            files = dict(json.loads(self._store.read(_marker(step)) or b"{}"))
+            files = dict(json.loads(self._bucket.read(_marker(step)) or b"{}"))
         except (ValueError, TypeError):
             return {}
         is_inside = (f.startswith(f"{step}/") and ".." not in f for f in files)

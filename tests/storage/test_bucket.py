@@ -21,21 +21,21 @@ def files(monkeypatch):
 
 
 def test_what_is_written_is_found_read_and_removed(files, tmp_path):
-    place, memory = files
-    assert place.find("") == [] and place.read("a.json") is None
+    remote, memory = files
+    assert remote.find("") == [] and remote.read("a.json") is None
     (tmp_path / "in" / "deep").mkdir(parents=True)
     (tmp_path / "in" / "b").write_bytes(b"b")
     (tmp_path / "in" / "deep" / "c").write_bytes(b"")
-    place.write("a.json", b"{}")
-    place.put(tmp_path / "in", ["b", "deep/c"])
-    assert place.find("") == ["a.json", "b", "deep/c"]
-    assert place.find("deep") == ["deep/c"] and place.find("nowhere") == []
+    remote.write("a.json", b"{}")
+    remote.put(tmp_path / "in", ["b", "deep/c"])
+    assert remote.find("") == ["a.json", "b", "deep/c"]
+    assert remote.find("deep") == ["deep/c"] and remote.find("nowhere") == []
     assert memory.cat_file("/tests/run/b") == b"b"
-    place.get(["b", "deep/c"], tmp_path / "out")
+    remote.get(["b", "deep/c"], tmp_path / "out")
     assert (tmp_path / "out" / "b").read_bytes() == b"b"
     assert (tmp_path / "out" / "deep" / "c").read_bytes() == b""
-    place.remove(["b", "b", "nowhere"])
-    assert place.find("") == ["a.json", "deep/c"] and place.read("a.json") == b"{}"
+    remote.remove(["b", "b", "nowhere"])
+    assert remote.find("") == ["a.json", "deep/c"] and remote.read("a.json") == b"{}"
 
 
 def test_what_a_client_warns_of_at_every_call_is_left_out(files, caplog):
@@ -59,16 +59,16 @@ def failing(error, times):
 
 @pytest.mark.parametrize("patient", [True, False])
 def test_what_passes_is_tried_again(files, monkeypatch, patient):
-    place, memory = files
-    place = bucket.BucketFiles(place.address, patient)
+    remote, memory = files
+    remote = bucket.BucketFiles(remote.address, patient)
     call, calls = failing(ConnectionError("reset by peer"), 2)
     monkeypatch.setattr(memory, "pipe_file", call)
     if patient:
-        place.write("a", b"")
+        remote.write("a", b"")
         assert len(calls) == 3
     else:
         with pytest.raises(InputError, match="reset by peer"):
-            place.write("a", b"")
+            remote.write("a", b"")
         assert len(calls) == 1
 
 
@@ -78,22 +78,22 @@ def test_what_passes_is_tried_again(files, monkeypatch, patient):
         (
             TimeoutError(),
             3,
-            "(TimeoutError): see that this machine",
+            "(TimeoutError): check that this machine",
         ),
-        (ConnectionError("no\nroute"), 3, "(no route): see that this machine"),
+        (ConnectionError("no\nroute"), 3, "(no route): check that this machine"),
         (OSError("Forbidden: o/b\nnot you"), 1, "not you): let this machine's account"),
         (PermissionError("x"), 1, "gcloud auth application-default login"),
         (RuntimeError("Anonymous caller, 401"), 1, "or log in"),
-        (FileNotFoundError("b/run"), 1, "is there such a bucket?"),
+        (FileNotFoundError("b/run"), 1, "does the bucket exist?"),
         (NotImplementedError(), 1, "choose another --workdir"),
     ],
 )
 def test_what_does_not_pass_is_a_sentence(files, monkeypatch, error, tries, words):
-    place, memory = files
+    remote, memory = files
     call, calls = failing(error, 9)
     monkeypatch.setattr(memory, "pipe_file", call)
     with pytest.raises(InputError) as caught:
-        place.write("a", b"")
+        remote.write("a", b"")
     message = str(caught.value)
     assert message.startswith("--workdir memory://tests/run cannot be used (")
     assert words in message and "\n" not in message and message.endswith(".")
@@ -101,11 +101,11 @@ def test_what_does_not_pass_is_a_sentence(files, monkeypatch, error, tries, word
 
 
 def test_a_full_disk_is_not_taken_for_the_bucket(files, monkeypatch, tmp_path):
-    place, memory = files
+    remote, memory = files
     call, calls = failing(OSError(28, "No space left on device"), 9)
     monkeypatch.setattr(memory, "get_file", call)
     with pytest.raises(InputError, match="the disk is full"):
-        place.get(["a"], tmp_path)
+        remote.get(["a"], tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,6 @@ def test_a_full_disk(tmp_path, how):
     assert result.returncode == 0, result.stderr
     assert result.stdout == (
         f"{tmp_path / 'disk' / 'c'}: the disk is full; free some space and run the "
-        "same command again to go on.\n"
+        "same command again to resume.\n"
     )
     assert result.stderr == ""

@@ -111,13 +111,13 @@ def test_files_are_pushed_when_they_changed(memory, monkeypatch):
         for name in ("report.html", "z.json", "tensorboard/events", ".z.1.tmp"):
             (place.path / name).write_text(name)
         pushed = []
-        put = place._store.put
+        put = place._bucket.put
 
         def listing(directory, names):
             pushed.extend(names)
             put(directory, names)
 
-        monkeypatch.setattr(place._store, "put", listing)
+        monkeypatch.setattr(place._bucket, "put", listing)
         place.push()
         wanted = ["config.json", "tensorboard/events", "z.json"]
         assert pushed == [*wanted, "report.html"]  # which says that all is there
@@ -219,7 +219,9 @@ def test_the_run_ends_when_nothing_can_be_pushed(memory, monkeypatch):
     def lost(*_, **__):
         raise ConnectionError("network is unreachable")
 
-    with pytest.raises(InputError, match="network is unreachable.*go on from the last"):
+    with pytest.raises(
+        InputError, match="unreachable.*resume from its last"
+    ):
         with opened() as place, place.checkpoints("map@r") as checkpoints:
             checkpoints.save(1, make_state(1), {"map@r": 0.1})
             checkpoints.wait()
@@ -314,11 +316,11 @@ def at(module, name, wanted):
 MOMENTS = {
     "before a checkpoint counts": (
         5,
-        'at(store.BucketFiles, "write", lambda a: a[1] == "checkpoints/10.complete")',
+        'at(bucket.BucketFiles, "write", lambda a: a[1] == "checkpoints/10.complete")',
     ),
     "before the report is pushed": (
         30,
-        'at(store.BucketFiles, "put", lambda a: a[2] == ["report.html"])',
+        'at(bucket.BucketFiles, "put", lambda a: a[2] == ["report.html"])',
     ),
 }
 
@@ -386,7 +388,7 @@ def test_the_network_goes_and_comes_back(tiny, tmp_path):
     lost = tiny.run(address, before=LOST, variables=here)
     assert lost.returncode == 2, lost.stderr
     assert lost.stderr.startswith(f"metricjax: --workdir {address} cannot be used (")
-    assert lost.stderr.count("\n") == 1 and "go on from the last" in lost.stderr
+    assert lost.stderr.count("\n") == 1 and "resume from its last" in lost.stderr
     result = tiny.run(address, variables=here)
     assert "resuming after step 5 of 30" in result.stdout, result.stderr
     assert_like(tmp_path / "bucket" / "run", tiny.finished)

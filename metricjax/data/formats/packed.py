@@ -1,8 +1,9 @@
-"""`packed`: what `python -m metricjax.prepare` wrote, and how it is read.
+"""The data set format `packed`, which `metricjax prepare` writes: manifest and reader.
 
-A directory or bucket with a manifest.json and shards, ArrayRecord files of one image
-file (JPEG, PNG, ...) a record: first those of the train split, then those of the test
-split, in order. The manifest holds everything else.
+A directory or bucket with a manifest.json and shards: ArrayRecord files with one image
+file (JPEG, PNG, ...) per record, the train split first, then the test split, in order.
+The manifest holds everything else. Come here to change the manifest; `packing` writes
+it, `shard_reader` reads the records.
 """
 
 import hashlib
@@ -26,14 +27,14 @@ FORMAT = "metricjax packed images"
 VERSION = 1
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
-# What reading a manifest may raise in which anything stands.
+# What a manifest with arbitrary content may raise while it is read.
 _DAMAGE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def is_packed(root: str | os.PathLike | None) -> bool:
-    """Whether the root holds packed images, finished or not; a URL can hold no other.
+    """Whether `root` holds packed images, finished or not. Reads a few bytes.
 
-    Reads a few bytes.
+    Always true for a URL: no other format is read from buckets.
     """
     if not root:
         return False
@@ -51,18 +52,19 @@ def is_packed(root: str | os.PathLike | None) -> bool:
 def open(
     root: str | None = None, *, channels: int = 3, closed_set: bool = False
 ) -> Dataset:
-    """Opens packed images; of a bucket, shards are copied here when first needed.
+    """Open packed images.
 
-    They are kept in the user's cache directory ($XDG_CACHE_HOME/metricjax).
+    Shards in a bucket are downloaded when first read, into the user's cache directory
+    ($XDG_CACHE_HOME/metricjax).
 
     Args:
       root: a directory, or an fsspec URL such as gs://bucket/directory.
       channels: 3 (colour) or 1 (grey).
-      closed_set: whether a class may stand in both splits.
+      closed_set: whether a class may be in both splits.
 
     Raises:
-      InputError: there is nothing packed, or not to the end, a shard is missing, or
-        the manifest is damaged.
+      InputError: nothing is packed there, packing was not finished, a shard is missing,
+        or the manifest is damaged.
     """
     if not root:
         raise InputError(
@@ -70,11 +72,11 @@ def open(
             "`python -m metricjax.prepare` has written."
         )
     image_rows.check_channels(channels)
-    place = open_storage(root)
-    manifest = read_manifest(place)
-    with damage_told(place):
-        _check(place, manifest, closed_set)
-        shards = Shards(place, manifest)
+    storage = open_storage(root)
+    manifest = read_manifest(storage)
+    with reporting_damage(storage):
+        _check(storage, manifest, closed_set)
+        shards = Shards(storage, manifest)
         splits, first = [], 0
         for side in ("train", "test"):
             names = tuple(manifest[side]["names"])
@@ -88,63 +90,65 @@ def open(
         return Dataset("packed", *splits, skipped, notes, fingerprint)
 
 
-def _check(place: Storage, manifest: Mapping[str, Any], closed_set: bool) -> None:
-    present = set(place.names())
+def _check(storage: Storage, manifest: Mapping[str, Any], closed_set: bool) -> None:
+    present = set(storage.names())
     missing = [s["name"] for s in manifest["shards"] if s["name"] not in present]
     if missing:
         raise InputError(
-            f"{place.root}: {len(missing)} of {len(manifest['shards'])} shards are "
+            f"{storage.root}: {len(missing)} of {len(manifest['shards'])} shards are "
             f"missing, the first {missing[0]}: put them back, or pack the images again."
         )
     if manifest["closed_set"] and not closed_set:
         raise InputError(
-            f"{place.root} was packed as a closed set, with classes in both splits: "
-            "retrieval is tested on unseen classes; set closed_set if this is meant."
+            f"{storage.root} was packed as a closed set, with classes in both "
+            "splits: retrieval is tested on unseen classes; set closed_set if this is "
+            "meant."
         )
 
 
-def read_manifest(place: Storage) -> dict[str, Any]:
-    """The manifest of a directory that was packed to the end.
+def read_manifest(storage: Storage) -> dict[str, Any]:
+    """The manifest of a completely packed directory.
 
     Raises:
-      InputError: there is none, it is damaged, or from a later version.
+      InputError: there is none, or it is damaged or of another version.
     """
-    content = place.read(MANIFEST)
+    content = storage.read(MANIFEST)
     if content is None:
-        if place.read(UNFINISHED) is not None:
+        if storage.read(UNFINISHED) is not None:
             raise InputError(
-                f"{place.root} was not packed to the end: run the same command of "
-                "python -m metricjax.prepare again, which goes on where it stopped."
+                f"{storage.root} was not packed to the end: run the same command of "
+                "python -m metricjax.prepare again, which resumes where it stopped."
             )
         raise InputError(
-            f"{place.root} holds no {MANIFEST}: name a directory that "
+            f"{storage.root} holds no {MANIFEST}: name a directory that "
             "`python -m metricjax.prepare` has written."
         )
-    manifest = parse(place, content)
+    manifest = parse(storage, content)
     manifest["digest"] = hashlib.sha256(content).hexdigest()
     return manifest
 
 
-def parse(place: Storage, content: bytes) -> dict[str, Any]:
-    """A manifest, or that of an unfinished packing.
+def parse(storage: Storage, content: bytes) -> dict[str, Any]:
+    """Parse the JSON of manifest.json or unfinished.json.
 
     Raises:
-      InputError: it is damaged, or from a later version.
+      InputError: it is damaged or of another version.
     """
-    with damage_told(place):
+    with reporting_damage(storage):
         manifest = json.loads(content)
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}")
     if manifest.get("version") != VERSION:
         raise InputError(
-            f"{place.root} was packed as version {manifest.get('version')}, but this "
-            f"metricjax reads version {VERSION}: update it, or pack the images again."
+            f"{storage.root} was packed as version {manifest.get('version')}, but "
+            f"this metricjax reads version {VERSION}: update it, or pack the images "
+            "again."
         )
     return manifest
 
 
 def dump(content: Mapping[str, Any]) -> bytes:
-    """A manifest as JSON; any reader recognises it by its first bytes."""
+    """A manifest as JSON; the format comes first, for `is_packed`."""
     return _dump({"format": FORMAT, "version": VERSION, **content}) + b"\n"
 
 
@@ -153,8 +157,8 @@ def _dump(content: Mapping[str, Any]) -> bytes:
 
 
 @contextmanager
-def damage_told(place: Storage) -> Iterator[None]:
-    """What a damaged manifest leads to, as one sentence."""
+def reporting_damage(storage: Storage) -> Iterator[None]:
+    """Raise whatever a damaged manifest leads to as an `InputError`."""
     try:
         yield
     except InputError:
@@ -162,13 +166,13 @@ def damage_told(place: Storage) -> Iterator[None]:
     except _DAMAGE as error:
         what = f"there is no {error}" if isinstance(error, KeyError) else error
         raise InputError(
-            f"The manifest of {place.root} is damaged or not one of metricjax ({what}):"
-            " pack the images again into another directory."
+            f"The manifest of {storage.root} is damaged or not one of metricjax "
+            f"({what}): pack the images again into another directory."
         ) from error
 
 
 def columns(split: Split) -> dict[str, Any]:
-    """A split without its images, as a manifest holds it; undone by `_split`."""
+    """A split without its images, for the manifest; `_split` is the inverse."""
 
     def flags(values: np.ndarray) -> list[int] | None:
         return None if values.all() else values.astype(int).tolist()
@@ -194,7 +198,7 @@ def _split(columns: Mapping[str, Any], reader: "_Reader") -> Split:
 
 @dataclass(frozen=True)
 class _Reader:
-    """The images of a split: the records from number `first` on."""
+    """Reads the images of a split: the records starting at number `first`."""
 
     shards: Shards
     first: int

@@ -1,6 +1,7 @@
-"""Packs a data set: its images in shards, everything else in a manifest.
+"""Pack a data set for `metricjax prepare`: images into shards, the rest in a manifest.
 
-What `unfinished.json` names is done: a packing that was stopped goes on from there.
+`unfinished.json` lists the shards that are complete, so an interrupted packing resumes
+after them. Come here for what is written and when; `shard_writer` encodes the images.
 """
 
 import hashlib
@@ -31,12 +32,12 @@ def pack(
     say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes the images of a data set into shards, or goes on with that.
+    """Write the images of a data set into shards, or resume doing so.
 
-    An image whose shorter side is longer than `short_side` is shrunk to it and written
-    as JPEG of quality 95; any other keeps the bytes of its file, and where there is no
-    file (drawn, cropped) it is written as PNG: only shrinking changes a pixel. Images
-    that cannot be decoded are left out and listed.
+    An image whose shorter side exceeds `short_side` is shrunk to it and written as JPEG
+    of quality 95. Any other keeps the bytes of its file; without a file (drawn,
+    cropped) it is written as PNG. So only shrinking changes a pixel. Images that cannot
+    be decoded are left out and listed.
 
     Memory: per thread one decoded image, at most 89 million pixels (Pillow's limit;
     a larger one counts as unreadable), and some encoded ones.
@@ -46,11 +47,11 @@ def pack(
       out: a directory or an fsspec URL. Shards for a URL are first written into the
         system's directory for temporary files.
       short_side: in pixels; 0: no image is shrunk.
-      source: the path of the data set's files; its last part is written down.
-      cropped: whether the data set was opened so; written down.
-      threads: that decode; None: 2 per processor, at most 32.
+      source: the path of the data set's files; its last part is recorded.
+      cropped: whether the data set was opened with cropping; recorded.
+      threads: for decoding; None: 2 per processor, at most 32.
       say: called with each sentence.
-      progress: called with how many images are done and how many there are.
+      progress: called with the number of finished images and the total.
 
     Raises:
       InputError: `out` holds something else, or cannot be written; no image or only
@@ -68,49 +69,72 @@ def pack(
         "images": len(dataset.train) + len(dataset.test),
         "listing": _digest(dataset),
     }
-    place = open_storage(out)
-    _refuse_other(place)
-    if (content := place.read(packed.MANIFEST)) is not None:
-        manifest = packed.parse(place, content)
-        with packed.damage_told(place):
-            _check_same(place, manifest["request"], request)
-        if place.read(packed.UNFINISHED) is not None:
-            place.remove(packed.UNFINISHED)
-        say(f"{place.root} is complete: there is nothing to do.")
+    storage = open_storage(out)
+    _check_foreign_files(storage)
+    if _is_complete(storage, request):
+        say(f"{storage.root} is complete: there is nothing to do.")
         return
-    with place.claimed() as scratch:
-        done = _Done.read(place, request)
+    with storage.staging() as scratch:
+        done = _Done.read(storage, request)
         if done.images:
-            say(f"Going on after the {done.images:,} images that are already packed.")
-        place.write(packed.UNFINISHED, done.dump(request))
-        left = shard_writer.write(
+            say(f"Resuming after the {done.images:,} images that are already packed.")
+        storage.write(packed.UNFINISHED, done.dump(request))
+        shards = shard_writer.write(
             dataset, done.images, short_side, scratch, threads, progress
         )
-        with closing(left):
-            for shard in left:
-                entry = shard.close(f"images-{len(done.shards):05d}{_SUFFIX}")
-                if entry is not None:
-                    place.put(shard.path, entry["name"])
-                    say(f"{entry['name']}: {_contents([entry])}")
-                done.add(shard, entry)
-                place.write(packed.UNFINISHED, done.dump(request))
+        _move_in(shards, storage, done, request, say)
         manifest = _manifest(dataset, done, request, source)
-        place.write(packed.MANIFEST, packed.dump(manifest))
-        place.remove(packed.UNFINISHED)
+        storage.write(packed.MANIFEST, packed.dump(manifest))
+        storage.remove(packed.UNFINISHED)
     for note in manifest["notes"]:
         if note not in dataset.notes:
             say(note)
 
 
+def _is_complete(storage: Storage, request: Mapping[str, Any]) -> bool:
+    """Whether the images were already packed to the end, with the same options."""
+    content = storage.read(packed.MANIFEST)
+    if content is None:
+        return False
+    manifest = packed.parse(storage, content)
+    with packed.reporting_damage(storage):
+        _check_same(storage, manifest["request"], request)
+    # Both exist where we stopped between writing the one and removing the other.
+    if storage.read(packed.UNFINISHED) is not None:
+        storage.remove(packed.UNFINISHED)
+    return True
+
+
+def _move_in(
+    shards: Iterator[shard_writer.Shard],
+    storage: Storage,
+    done: "_Done",
+    request: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Move each finished shard into the directory and record it as done.
+
+    In this order: a shard that is not recorded yet is written again after a crash.
+    """
+    with closing(shards):
+        for shard in shards:
+            entry = shard.close(f"images-{len(done.shards):05d}{_SUFFIX}")
+            if entry is not None:
+                storage.put(shard.path, entry["name"])
+                say(f"{entry['name']}: {_contents([entry])}")
+            done.add(shard, entry)
+            storage.write(packed.UNFINISHED, done.dump(request))
+
+
 @dataclass
 class _Done:
-    """What stands in finished shards.
+    """What the finished shards contain.
 
     Attributes:
-      images: how many of the data set's images, in order, were dealt with.
+      images: how many images, in the order of the data set, are packed or skipped.
       shards: name, records, bytes and sha256 of each.
       crc32, bytes: of each record.
-      skipped: (number of the image, reason) of those that cannot be decoded.
+      skipped: (image number, reason) of images that cannot be decoded.
     """
 
     images: int = 0
@@ -120,25 +144,25 @@ class _Done:
     skipped: list[tuple[int, str]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, place: Storage, request: Mapping[str, Any]) -> "_Done":
-        """What an earlier packing has done; nothing if there was none."""
-        content = place.read(packed.UNFINISHED)
+    def read(cls, storage: Storage, request: Mapping[str, Any]) -> "_Done":
+        """The progress of an interrupted packing; empty if there is none."""
+        content = storage.read(packed.UNFINISHED)
         if content is None:
             return cls()
-        with packed.damage_told(place):
-            unfinished = packed.parse(place, content)
-            _check_same(place, unfinished["request"], request)
+        with packed.reporting_damage(storage):
+            unfinished = packed.parse(storage, content)
+            _check_same(storage, unfinished["request"], request)
             done = cls(**unfinished["done"])
-        missing = {shard["name"] for shard in done.shards} - set(place.names())
+        missing = {shard["name"] for shard in done.shards} - set(storage.names())
         if missing:
             raise InputError(
-                f"{place.root}: the finished shard {min(missing)} is missing: delete "
-                "the directory and pack the images again."
+                f"{storage.root}: the finished shard {min(missing)} is missing: "
+                "delete the directory and pack the images again."
             )
         return done
 
     def add(self, shard: shard_writer.Shard, entry: dict[str, Any] | None) -> None:
-        """A shard that is closed; None of one without a record."""
+        """Add a closed shard; its entry is None if it has no record."""
         self.skipped += [(self.images + at, reason) for at, reason in shard.skipped]
         self.images += shard.images
         self.crc32 += shard.crc32
@@ -150,33 +174,33 @@ class _Done:
         return packed.dump({"request": request, "done": asdict(self)})
 
 
-def _refuse_other(place: Storage) -> None:
-    """Pack only into a directory that is new, empty or of a packing."""
-    names = [name for name in place.names() if not name.startswith(".")]
+def _check_foreign_files(storage: Storage) -> None:
+    """Raise `InputError` unless the directory is new, empty or packed by us."""
+    names = [name for name in storage.names() if not name.startswith(".")]
     ours = {packed.MANIFEST, packed.UNFINISHED} & set(names)
     foreign = [name for name in names if not (ours and name.endswith(_SUFFIX))]
     foreign = [name for name in foreign if name not in ours]
     if foreign:
         raise InputError(
-            f"--out {place.root} holds something else, such as {foreign[0]!r}: choose "
-            "a directory that is new or empty."
+            f"--out {storage.root} holds something else, such as {foreign[0]!r}: "
+            "choose a directory that is new or empty."
         )
 
 
 def _check_same(
-    place: Storage, theirs: Mapping[str, Any], mine: Mapping[str, Any]
+    storage: Storage, theirs: Mapping[str, Any], mine: Mapping[str, Any]
 ) -> None:
     for name, value in mine.items():
         if theirs.get(name) != value:
             raise InputError(
-                f"--out {place.root} belongs to a packing with other images or options "
-                f"({name} is {theirs.get(name)!r} there and {value!r} now): choose "
-                "another directory."
+                f"--out {storage.root} belongs to a packing with other images or "
+                f"options ({name} is {theirs.get(name)!r} there and {value!r} now): "
+                "choose another directory."
             )
 
 
 def _digest(dataset: Dataset) -> str:
-    """Of everything but the images, in order."""
+    """SHA-256 of names, labels and roles, in order; not of the images."""
     sides = {"train": dataset.train, "test": dataset.test}
     columns = {side: packed.columns(split) for side, split in sides.items()}
     return hashlib.sha256(packed.dump(columns)).hexdigest()
@@ -185,7 +209,7 @@ def _digest(dataset: Dataset) -> str:
 def _manifest(
     dataset: Dataset, done: _Done, request: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-    """What the finished directory says of itself.
+    """The content of manifest.json.
 
     Raises:
       InputError: no image of a split can be decoded.
@@ -214,7 +238,7 @@ def _manifest(
         "source": os.path.basename(os.path.abspath(source)) if source else "",
         "fingerprint": dataset.fingerprint,
         "closed_set": bool(shared),
-        "notes": [*_lasting(dataset, source), *_notes(done, request, unreadable)],
+        "notes": [*_lasting_notes(dataset, source), *_notes(done, request, unreadable)],
         "skipped": [*dataset.skipped, *unreadable],
         "shards": done.shards,
         **{side: packed.columns(split) for side, split in splits.items()},
@@ -223,8 +247,8 @@ def _manifest(
     }
 
 
-def _lasting(dataset: Dataset, source: str) -> Iterator[str]:
-    """The notes on the images, without those on an archive that is read no more."""
+def _lasting_notes(dataset: Dataset, source: str) -> Iterator[str]:
+    """The data set's notes, without those on the archive it was read from."""
     archive = source if os.path.isfile(source) else None
     return (note for note in dataset.notes if archive is None or archive not in note)
 

@@ -271,7 +271,7 @@ def test_a_bucket(dataset, tmp_path, small_shards, bucket):
     assert "not packed to the end" in refuse(open_dataset, "packed", url)
     said = []
     pack(dataset, url, say=said.append)
-    assert "Going on after the 8 images" in said[0]
+    assert "Resuming after the 8 images" in said[0]
     pack(dataset, tmp_path / "out")
     there = {
         path.rpartition("/")[2]: memory.cat(path) for path in memory.ls(url, False)

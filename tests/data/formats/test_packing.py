@@ -185,7 +185,7 @@ def test_killed_at_any_moment_it_goes_on(root, dataset, tmp_path, monkeypatch):
     assert len(tried) > 40
     assert all(files(directory) == whole for directory in tried)
     for done in (6, 12, 18):
-        assert f"Going on after the {done} images" in result.stdout
+        assert f"Resuming after the {done} images" in result.stdout
 
 
 def test_an_interrupted_packing_leaves_nothing_half_written(
@@ -243,7 +243,7 @@ def test_directories_of_something_else(root, dataset, tmp_path):
 
 
 def test_two_at_the_same_time(dataset, tmp_path):
-    with open_storage(tmp_path / "out").claimed():
+    with open_storage(tmp_path / "out").staging():
         assert "Another process" in refuse(pack, dataset, tmp_path / "out")
     pack(dataset, tmp_path / "out")
 
