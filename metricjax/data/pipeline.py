@@ -1,8 +1,7 @@
-"""Batches on the host: read, prepare, cache, augment, in order and ahead of time.
+"""The input pipeline on the host: read, prepare, cache and augment images in threads.
 
-What stands in batch `step` is a function of (seed, step) and the files alone: neither
-the number of threads nor the number of hosts, nor the step at which a run was resumed,
-changes a byte of it.
+The content of batch `step` depends on (seed, step) and the files alone. The number of
+threads or hosts, or the step at which a run was resumed, changes no byte of it.
 """
 
 import os
@@ -20,7 +19,7 @@ Batch = dict[str, np.ndarray]
 
 
 class SkipLog:
-    """The images that could not be read, each once, from any thread."""
+    """Images that could not be read, each once; thread-safe."""
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -40,9 +39,10 @@ class SkipLog:
 
 
 class Batches(Iterator[Batch]):
-    """An iterator of batches that are made ahead of time; close it when done.
+    """An iterator of prefetched batches; close it, or use it as a context manager.
 
-    Also a context manager. `skipped` is the log of images that could not be read.
+    Attributes:
+      skipped: the log of images that could not be read.
     """
 
     def __init__(self, iterator: Iterator[Batch], skipped: SkipLog):
@@ -53,7 +53,7 @@ class Batches(Iterator[Batch]):
         return next(self._iterator)
 
     def close(self) -> None:
-        """Stops the threads; what they have made ahead is dropped."""
+        """Stop the threads and drop prefetched batches."""
         close = getattr(self._iterator, "close", None)
         if close is not None:
             close()
@@ -79,25 +79,25 @@ def train_batches(
     cache_bytes: int = 1 << 30,
     skipped: SkipLog | None = None,
 ) -> Batches:
-    """The training batches of steps start_step, ..., num_steps - 1, this host's rows.
+    """This host's rows of the training batches start_step, ..., num_steps - 1.
 
-    The random half of the transform gets a stream named by (seed, step, place in the
-    global batch). An image that cannot be read is replaced by the next readable one of
-    its class in the order of the split; `indices` says which image is really there.
+    Augmentation draws from a random stream of (seed, step, row of the global batch). An
+    unreadable image is replaced by the next readable one of its class; `indices` has
+    the image that is really shown.
 
     Args:
       split: the images.
       sampler: `sampler[step] -> int [batch_size]` indices into the split, such as
-        `PKSampler`; safe to call from any thread.
+        `PKSampler`; thread-safe.
       transform: the host's part of the recipe.
       seed: of the augmentation.
-      start_step: the first step wanted; a resumed run passes the step it stands at.
-      num_steps: the step to stop before, that is the length of the whole run.
-      process_index, process_count: this host, and how many there are. Each takes
-        consecutive rows of the global batch; when the count divides P, whole classes.
-      threads: that prepare batches, each a whole one; 0: none, all is done in `next`.
-        None: one per processor, at most 16.
-      cache_bytes: how much memory prepared images may take; 0 for no cache.
+      start_step: the first step; a resumed run passes the step after its checkpoint.
+      num_steps: the step to stop before, the length of the whole run.
+      process_index, process_count: this host and the number of hosts. Each takes
+        consecutive rows of the global batch; if the count divides P, whole classes.
+      threads: each prepares whole batches; 0: `next` does all the work. None: one per
+        processor, at most 16.
+      cache_bytes: memory for prepared images; 0: no cache.
       skipped: where to record unreadable images; None: a new log.
 
     Yields:
@@ -105,24 +105,23 @@ def train_batches(
       with b = batch_size / process_count.
 
     Raises:
-      InputError: the hosts do not divide the batch; while iterating: every image of a
-        class is unreadable.
+      InputError: the hosts do not divide the batch; later, from the iterator, that
+        every image of a class is unreadable.
     """
     skipped = SkipLog() if skipped is None else skipped
     rows = host_rows(sampler.batch_size, process_index, process_count)
-    prepare, enough = transform.prepare_train, transform.enough
-    images = _Images(split, prepare, enough, cache_bytes, skipped)
+    images = _ImageCache(
+        split, transform.prepare_train, transform.enough, cache_bytes, skipped
+    )
 
     def load(step: int) -> Batch:
         wanted = sampler[step][rows]
-        size, channels = transform.config.image_size, transform.config.channels
-        batch = np.empty((len(wanted), size, size, channels), np.uint8)
+        batch = np.empty((len(wanted), *transform.config.shape), np.uint8)
         shown = np.empty(len(wanted), np.int64)
         for row, index in enumerate(wanted.tolist()):
             shown[row], prepared = images.read_or_replace(index)
-            place = rows.start + row
-            rng = random_streams.passing_stream(
-                seed, random_streams.AUGMENT, place, step
+            rng = random_streams.reused_stream(
+                seed, random_streams.AUGMENT, rows.start + row, step
             )
             batch[row] = transform.augment(prepared, rng)
         return {"images": batch, "labels": split.labels[shown], "indices": shown}
@@ -141,7 +140,7 @@ def test_batches(
     threads: int | None = None,
     skipped: SkipLog | None = None,
 ) -> Batches:
-    """Every image of a split once, in its order, this host's rows of each batch.
+    """This host's rows of batches with every image of a split once, in order.
 
     Args:
       split: the images.
@@ -152,22 +151,21 @@ def test_batches(
     Yields:
       dict of `images` uint8 [b, s, s, c], `labels` int32 [b], `indices` int64 [b],
       `valid` bool [b], with b = batch_size / process_count. Unreadable images are black
-      and not valid; the last batch is filled up with black images that are not valid,
-      of label and index -1, so that all batches have one shape and all hosts as many.
+      and not valid. The last batch is padded with black images that are not valid and
+      have label and index -1: all batches have one shape, all hosts as many batches.
 
     Raises:
       InputError: the hosts do not divide the batch.
     """
     skipped = SkipLog() if skipped is None else skipped
     rows = host_rows(batch_size, process_index, process_count)
-    images = _Images(split, transform.prepare_test, transform.enough, 0, skipped)
+    images = _ImageCache(split, transform.prepare_test, transform.enough, 0, skipped)
 
     def load(number: int) -> Batch:
         first = number * batch_size
         indices = np.arange(first + rows.start, first + rows.stop)
         indices[indices >= len(split)] = -1
-        size, channels = transform.config.image_size, transform.config.channels
-        batch = np.zeros((len(indices), size, size, channels), np.uint8)
+        batch = np.zeros((len(indices), *transform.config.shape), np.uint8)
         labels = np.full(len(indices), -1, np.int32)
         valid = np.zeros(len(indices), bool)
         for row, index in enumerate(indices.tolist()):
@@ -184,7 +182,7 @@ def test_batches(
 
 
 def host_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """This host's rows of the global batch: consecutive, as many on every host.
+    """This host's rows of the global batch: consecutive, the same number on each.
 
     Raises:
       InputError: the hosts do not divide the batch.
@@ -203,12 +201,12 @@ def host_rows(batch_size: int, process_index: int, process_count: int) -> slice:
 def _in_order(
     load: Callable[[int], Batch], steps: range, threads: int | None
 ) -> Iterator[Batch]:
-    """load(step) for each step, in order, made ahead in threads."""
+    """load(step) for each step, in order, prefetched in threads."""
     import grain
 
     if threads is None:
         threads = min(16, os.cpu_count() or 1)
-    # At least two batches ahead; more only lengthens the wait for the first one.
+    # At least two batches ahead. More than one per thread only delays the first batch.
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(2, threads) if threads else 0
     )
@@ -216,11 +214,11 @@ def _in_order(
     return iter(dataset.to_iter_dataset(options))
 
 
-class _Images:
-    """The prepared images of a split, those first read kept as far as memory allows.
+class _ImageCache:
+    """Reads and prepares images; keeps the first ones that fit into memory.
 
-    Images are dealt from decks, so each is asked for as often as any other: to evict
-    one for another would gain nothing, and what came first stays.
+    Samplers draw from shuffled decks, so all images are read equally often and evicting
+    one for another would gain nothing.
     """
 
     def __init__(
@@ -234,28 +232,29 @@ class _Images:
         self._split, self._prepare, self._skipped = split, prepare, skipped
         self._enough = enough
         self._lock = threading.Lock()
-        self._kept: dict[int, np.ndarray | None] = {}
+        self._cached: dict[int, np.ndarray | None] = {}
         self._bytes_left = cache_bytes
 
     def read(self, index: int) -> np.ndarray | None:
         """The prepared image, or None if it cannot be read."""
-        if index in self._kept:
-            return self._kept[index]
+        # Reading a dictionary needs no lock; two threads may prepare an image twice.
+        if index in self._cached:
+            return self._cached[index]
         try:
             prepared = self._prepare(self._split.read(index, self._enough))
         except UnreadableImage as error:
             self._skipped.add(error.name, error.reason)
-            self._kept[index] = None
+            self._cached[index] = None
             return None
         with self._lock:
-            if index not in self._kept and prepared.nbytes <= self._bytes_left:
-                # A copy of its own: a view would keep all it looks at alive.
-                self._kept[index] = np.array(prepared)
+            if index not in self._cached and prepared.nbytes <= self._bytes_left:
+                # A copy, because a view would keep the whole decoded image alive.
+                self._cached[index] = np.array(prepared)
                 self._bytes_left -= prepared.nbytes
         return prepared
 
     def read_or_replace(self, index: int) -> tuple[int, np.ndarray]:
-        """(i, image i): i = index, or the next of its class that can be read."""
+        """(i, image i), where i is `index` or the next readable one of its class."""
         prepared = self.read(index)
         if prepared is not None:
             return index, prepared

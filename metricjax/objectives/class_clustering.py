@@ -1,8 +1,8 @@
-"""The hierarchy under hierarchical proxies: which classes form a group, level by level.
+"""Groups of classes for hierarchical proxies (HPL), level by level.
 
-Runs on the host, between steps: groups are found by k-means of the fine proxies, every
-few epochs anew and under the same numbers as before, or are given by the categories of
-a dataset. What comes out are the parents of the levels of `losses.hierarchical_proxy`.
+Groups come from k-means of the fine proxies, repeated every few epochs under stable
+numbers, or from the categories of a data set. Runs on the host between steps and
+returns the parents that `losses.hierarchical_proxy` takes.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ class Clusters(NamedTuple):
 
     Attributes:
       parent: int32 [c], class -> cluster in 0..k-1; no cluster is empty.
-      centroids: float32 [k, d], of unit length unless raw proxies were clustered: what
-        coarse proxies start from.
+      centroids: float32 [k, d], initial values of the coarse proxies; of unit length
+        unless raw proxies were clustered.
     """
 
     parent: np.ndarray
@@ -42,42 +42,31 @@ def cluster(
     normalize: bool = True,
     restarts: int = 1,
 ) -> tuple[Clusters, ...]:
-    """Groups classes by k-means of their proxies, and the groups again, level by level.
+    """Cluster the classes by k-means of their proxies, then the clusters, and so on.
 
-    The same proxies, settings and seed give the same clusters. A cluster that would be
-    empty takes the member farthest from the centroid of its own cluster.
+    The same proxies, settings and seed give the same clusters. An empty cluster gets
+    the row that is farthest from the centroid of its own cluster.
 
     Args:
-      proxies: the fine proxies [c, d], one for each class.
-      counts: clusters of each level, from the finest grouping up; each between 1 and
-        what it groups: the classes, then the clusters of the level before.
-      seed: of the first guesses.
-      previous: the centroids or the learnt coarse proxies of each level so far [k, d].
-        The new clusters are numbered so that each has the number of the most similar
-        old one (the assignment whose inner products add up to the most), so that the
-        proxies learnt under these numbers, and their optimiser's averages, go on.
-      normalize: cluster the proxies made unit; otherwise as they are. The paper does
+      proxies: the fine proxies [c, d], one per class.
+      counts: clusters per level, from the finest grouping up; each between 1 and the
+        number of rows it groups: the classes, then the clusters of the level below.
+      seed: of the k-means initialisation.
+      previous: current centroids or learnt coarse proxies of each level [k, d]. New
+        clusters take the numbers of the most similar old ones, see `match`, so that
+        learnt proxies and their optimizer state stay meaningful.
+      normalize: cluster proxies of unit length; otherwise as they are. The paper does
         not say which.
-      restarts: k-means runs from this many first guesses and keeps the best.
+      restarts: initialisations of k-means, of which the best result is kept.
 
     Returns:
-      `Clusters` of each level; every `parent` is of the classes themselves.
+      `Clusters` per level; every `parent` maps the classes themselves.
 
     Raises:
-      InputError: a count out of its range, proxies that are not finite, or `previous`
-        with other shapes than what is made.
+      InputError: a count out of range, non-finite proxies, or `previous` of another
+        shape than the result.
     """
-    rows = _proxies(proxies)
-    if restarts < 1:
-        raise InputError(f"restarts must be 1 or more, but it is {restarts}.")
-    if not np.isfinite(rows).all():
-        raise InputError(
-            "the proxies cannot be clustered: some of their numbers are not finite."
-        )
-    if previous is not None and len(previous) != len(counts):
-        raise InputError(
-            f"previous has {len(previous)} levels, but there are {len(counts)} counts."
-        )
+    rows = _check_proxies(proxies, counts, previous, restarts)
     parent, levels = np.arange(len(rows)), []
     for number, count in enumerate(counts):
         if not 1 <= count <= len(rows):
@@ -88,31 +77,33 @@ def cluster(
         rows = _unit(rows) if normalize else rows
         level_seed = np.random.SeedSequence([seed, number]).generate_state(1)[0]
         assigned = _k_means(rows, count, int(level_seed), restarts, normalize)
-        middles = _means(rows, assigned, count)
-        middles = _unit(middles) if normalize else middles
+        means = _means(rows, assigned, count)
+        means = _unit(means) if normalize else means
         if previous is not None:
-            order = match(middles, previous[number], normalize=normalize)
+            order = match(means, previous[number], normalize=normalize)
             assigned = order[assigned]
-            middles[order] = middles.copy()
-        parent, rows = assigned[parent], middles
-        levels.append(Clusters(parent.astype(np.int32), middles.astype(np.float32)))
+            means[order] = means.copy()
+        # The next level clusters these means; parents are composed down to classes.
+        parent, rows = assigned[parent], means
+        levels.append(Clusters(parent.astype(np.int32), means.astype(np.float32)))
     return tuple(levels)
 
 
 def match(
     centroids: ArrayLike, previous: ArrayLike, *, normalize: bool = True
 ) -> np.ndarray:
-    """Old numbers for new clusters.
+    """Match new clusters one to one with old ones.
+
+    Maximises the sum of inner products, which minimises the sum of squared distances
+    (the Hungarian algorithm).
 
     Args:
       centroids: of the new clusters [k, d].
-      previous: centroids or learnt proxies of the old ones [k, d].
-      normalize: compare them made unit.
+      previous: centroids or learnt proxies of the old clusters [k, d].
+      normalize: compare unit vectors.
 
     Returns:
-      [k]: the number of the old cluster that each new one continues, all different,
-      chosen so that the inner products add up to the most (equally: the squared
-      distances to the least).
+      int [k]: the number of the old cluster for each new one, all different.
 
     Raises:
       InputError: the shapes differ.
@@ -129,18 +120,18 @@ def match(
 
 
 def from_categories(labels: ArrayLike, categories: ArrayLike) -> np.ndarray:
-    """The parents that a dataset's categories give.
+    """Class parents from the categories of a data set.
 
     Args:
-      labels: class of each image [n], with every class of 0..c-1 among them.
+      labels: class of each image [n]; every class of 0..c-1 occurs.
       categories: category of each image [n], any integers.
 
     Returns:
-      int32 [c]: class -> category in 0..k-1, numbered in the order of their values.
+      int32 [c]: class -> category in 0..k-1, numbered by ascending value.
 
     Raises:
-      InputError: lengths or types that do not fit, a class without images, or one whose
-        images are of several categories.
+      InputError: lengths or types do not match, a class has no images or images of
+        several categories.
     """
     labels, categories = np.asarray(labels), np.asarray(categories)
     if labels.ndim != 1 or labels.shape != categories.shape or not len(labels):
@@ -178,24 +169,23 @@ def centroids(
     *,
     normalize: bool = True,
 ) -> Float[Array, "k d"]:
-    """Mean of the proxies of each group: coarse proxies that need no learning.
+    """Mean of the proxies of each group: coarse proxies without parameters.
 
-    Made anew in every step, it hands the coarse level's gradient to the fine proxies;
-    `jax.lax.stop_gradient` around it keeps that from them.
+    Computed in every step, it passes the coarse level's gradient on to the fine
+    proxies; wrap it in `jax.lax.stop_gradient` to prevent that.
 
     Args:
       proxies: the fine proxies [c, d].
       parent: class -> group [c].
-      count: of groups, k; by default what `parent` names, whose values must then be
-        known (not traced).
-      normalize: the unit mean of the proxies made unit; otherwise the plain mean.
+      count: number of groups k; None: max(parent) + 1, which must not be traced.
+      normalize: unit vectors, and their mean scaled to unit length; otherwise the plain
+        mean.
 
     Returns:
       float32 [k, d]; zeros for a group without members.
 
     Raises:
-      InputError: another number of parents than of proxies, or a traced `parent`
-        without `count`.
+      InputError: not one parent per proxy, or a traced `parent` without `count`.
     """
     if proxies.ndim != 2 or np.shape(parent) != proxies.shape[:1]:
         raise InputError(
@@ -214,11 +204,22 @@ def centroids(
     return numerics.unit(means) if normalize else means
 
 
-def _proxies(proxies) -> np.ndarray:
+def _check_proxies(proxies, counts, previous, restarts) -> np.ndarray:
+    """Check the arguments of `cluster`; the proxies as float64 [c, d]."""
     rows = np.asarray(proxies, np.float64)
     if rows.ndim != 2 or not rows.size:
         raise InputError(
             f"proxies must be of shape [c, d], but their shape is {list(rows.shape)}."
+        )
+    if restarts < 1:
+        raise InputError(f"restarts must be 1 or more, but it is {restarts}.")
+    if not np.isfinite(rows).all():
+        raise InputError(
+            "the proxies cannot be clustered: some of their numbers are not finite."
+        )
+    if previous is not None and len(previous) != len(counts):
+        raise InputError(
+            f"previous has {len(previous)} levels, but there are {len(counts)} counts."
         )
     return rows
 
@@ -228,28 +229,28 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 
 def _means(rows, assigned, count) -> np.ndarray:
-    """Mean of the members of each cluster; 0 where it has none."""
+    """Mean of the rows of each cluster [k, d]; 0 for an empty one."""
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, assigned, rows)
     return sums / np.maximum(np.bincount(assigned, minlength=count), 1)[:, None]
 
 
 def _k_means(rows, count, seed, restarts, unit) -> np.ndarray:
-    """Cluster of each row [c]; all of 0..count-1 have members."""
-    found = k_means(
+    """Cluster of each row: int64 [c]; none of 0..count-1 is empty."""
+    clusters = k_means(
         rows.astype(np.float32), count, seed=seed, restarts=restarts, unit=unit
     )
-    # Fewer distinct rows than clusters leave some of them empty.
-    return _without_empty(rows, found.assigned, count)
+    # With fewer distinct rows than clusters, k-means leaves some of them empty.
+    return _fill_empty(rows, clusters.assigned, count)
 
 
-def _without_empty(rows, assigned, count) -> np.ndarray:
-    """Give each empty cluster the farthest member of one that has several."""
+def _fill_empty(rows, assigned, count) -> np.ndarray:
+    """Move the row farthest from its centroid into each empty cluster."""
     assigned = assigned.copy()
     for empty in np.flatnonzero(np.bincount(assigned, minlength=count) == 0):
         sizes = np.bincount(assigned, minlength=count)
         means = _means(rows, assigned, count)
         offsets = np.sum((rows - means[assigned]) ** 2, axis=1)
-        offsets[sizes[assigned] < 2] = -1.0
+        offsets[sizes[assigned] < 2] = -1.0  # Never empties another cluster.
         assigned[np.argmax(offsets)] = empty
     return assigned

@@ -14,7 +14,7 @@ from metricjax.config.constraints import check_devices
 from metricjax.config.schema import RunConfig
 from metricjax.data import datasets, pipeline, splits, transforms
 from metricjax.data.samplers import registry
-from metricjax.data.samplers.class_balanced import Sampler
+from metricjax.data.samplers.sampler import Sampler
 from metricjax.errors import InputError
 from metricjax.inference import evaluate_split
 from metricjax.inference.embedder import Embedded, Embedder

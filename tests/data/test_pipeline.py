@@ -16,7 +16,7 @@ from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.data.formats.packing import pack
 from metricjax.data.pipeline import SkipLog
 from metricjax.data.samplers.class_balanced import PKSampler
-from metricjax.data.samplers.registry import ImageSampler
+from metricjax.data.samplers.random_images import ImageSampler
 from metricjax.data.transforms import TransformConfig, build
 from metricjax.errors import InputError
 

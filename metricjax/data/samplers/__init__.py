@@ -1,5 +1,5 @@
-"""Which images stand in which batch, as pure functions of (seed, step).
+"""Which images a batch contains, as a pure function of (seed, step).
 
-`registry` has every sampler by its name, `class_balanced` the batches of P classes with
-K images, `decks` deals without repeats.
+`registry` builds samplers by name; `class_balanced` has P x K batches, `random_images`
+random images and pairs, `decks` the shuffles they draw from, `sampler` the interface.
 """

@@ -1,61 +1,44 @@
-"""Which images stand in which batch: a pure function of (seed, step).
+"""P x K samplers: P classes with K images each, from all classes or few categories.
 
-Here are the batches of P classes with K images each; `registry.py` has those made
-without regard to classes, and makes every sampler by its name.
+The batch of a step is a pure function of (seed, step). `random_images` has samplers
+that draw images instead of classes, `registry` builds every sampler by name.
 """
-
-from typing import Protocol
 
 import numpy as np
 
 from metricjax.data.samplers.decks import ClassDecks, Deck
-from metricjax.errors import InputError, counted
-
-
-class Sampler(Protocol):
-    """What the pipeline takes; any thread may ask for any step.
-
-    Attributes:
-      batch_size: images of a batch.
-      steps_per_epoch: what counts as an epoch, see each sampler.
-      contents: what a batch holds, in a few words.
-      notes: sentences worth printing, such as what is left out.
-    """
-
-    batch_size: int
-    steps_per_epoch: int
-    contents: str
-    notes: tuple[str, ...]
-
-    def __getitem__(self, step: int) -> np.ndarray:
-        """The batch of a step: int64 [batch_size] indices into the split."""
-        ...
+from metricjax.data.samplers.sampler import (
+    check_step,
+    left_out_notes,
+    nearest_multiples,
+)
+from metricjax.errors import InputError
 
 
 class PKSampler:
-    """P classes of K images a batch; `sampler[step]` is a function of (seed, step).
+    """P classes with K images each; `sampler[step]` is a function of (seed, step).
 
-    No class is twice in a batch, and no image either as long as its class has K images;
-    a class of fewer repeats each of its images as evenly as can be. Classes with one
-    image form no positive pair and are left out, unless K = 1. With `distinct` no image
-    is ever twice in a batch: all classes of fewer than K images are left out.
+    No class is twice in a batch, and no image either if its class has K images; a
+    smaller class repeats its images as evenly as possible. Classes with one image form
+    no positive pair and are left out, unless K = 1. With `distinct` no image is ever
+    twice in a batch: all classes of fewer than K images are left out.
 
-    Every class is dealt equally often, so with classes of unequal size an image of a
-    small class is seen more often than one of a large class. An *epoch* is
-    `steps_per_epoch` = ceil(images / batch_size) steps, counting the images of the
-    classes not left out: the number of batches that deals every image once on average.
+    Every class is drawn equally often, so images of small classes are seen more often
+    than those of large ones. An *epoch* is `steps_per_epoch` = ceil(images /
+    batch_size) steps, counting the images of classes that are not left out: the number
+    of batches that draws every image once on average.
 
     Attributes:
       batch_size, steps_per_epoch, contents, notes: see `Sampler`.
-      num_classes: how many classes are dealt.
-      left_out: how many classes are left out because they have too few images.
+      num_classes: number of classes that are drawn.
+      left_out: number of classes that are left out for too few images.
 
     Args:
       labels: int [n], the class of each image.
       batch_size: P * K.
       instances_per_class: K.
-      seed: which decks.
-      distinct: see above.
+      seed: of the shuffles.
+      distinct: leave out classes of fewer than K images.
 
     Raises:
       InputError: K does not divide the batch size, or there are fewer than P classes.
@@ -82,11 +65,11 @@ class PKSampler:
         self.steps_per_epoch = -(-int(self._images.sizes.sum()) // batch_size)
         self._classes = Deck(self.num_classes, self.classes_per_batch, seed, 0)
         self.contents = f"{self.classes_per_batch} classes x {instances_per_class}"
-        self.notes = few_images(self.left_out, least)
+        self.notes = left_out_notes(self.left_out, least)
 
     def __getitem__(self, step: int) -> np.ndarray:
         """The batch of a step: int64 [P * K] indices, those of a class side by side."""
-        return self._images.fill(*self._classes.draw(checked(step)))
+        return self._images.fill(*self._classes.draw(check_step(step)))
 
     def _too_few_classes(self, least: int) -> str:
         per_class = self.instances_per_class
@@ -105,19 +88,18 @@ class PKSampler:
 
 
 class CategorySampler:
-    """P classes of K images a batch, from C categories, P / C classes of each.
+    """P classes with K images each, from C categories, P / C classes from each.
 
-    With C = 1 all classes of a batch are of one category, so that every negative is a
-    near one; with C = P each is of another category.
+    With C = 1 all classes of a batch share a category, which makes every negative a
+    hard one; with C = P each class is from another category.
 
-    Categories are dealt from decks, the classes of a category likewise, and the images
-    of a class as by `PKSampler`. So every category is dealt equally often, and with
-    categories of unequal size a class of a small one is seen more often. Categories of
-    fewer than P / C classes are left out: the batch is never filled up from others.
+    Every category is drawn equally often, so classes of small categories are seen more
+    often. Within a category, classes and images are drawn as by `PKSampler`. Categories
+    of fewer than P / C classes are left out: a batch is never filled up from others.
 
     Attributes:
-      batch_size, steps_per_epoch, contents, notes: see `Sampler`; an epoch is counted
-        as by `PKSampler`.
+      batch_size, steps_per_epoch, contents, notes: see `Sampler`; an epoch as for
+        `PKSampler`.
 
     Args:
       labels: int [n], the class of each image.
@@ -125,7 +107,7 @@ class CategorySampler:
       batch_size: P * K.
       instances_per_class: K.
       categories_per_batch: C, a divisor of P.
-      seed: which decks.
+      seed: of the shuffles.
 
     Raises:
       InputError: K does not divide the batch size or C not P, a class has images of
@@ -170,7 +152,7 @@ class CategorySampler:
             f"{classes} classes x {instances_per_class}, {each} of each of "
             f"{categories_per_batch} categories"
         )
-        self.notes = few_images(images.left_out, least)
+        self.notes = left_out_notes(images.left_out, least)
         if len(self._members) < len(members):
             self.notes += (
                 f"left out of the batches: {len(members) - len(self._members)} of "
@@ -179,7 +161,7 @@ class CategorySampler:
 
     def __getitem__(self, step: int) -> np.ndarray:
         """The batch of a step: int64 [P * K] indices, category by category."""
-        categories, times = self._categories.draw(checked(step))
+        categories, times = self._categories.draw(check_step(step))
         classes, times_dealt = [], []
         for j, time in zip(categories.tolist(), times.tolist(), strict=True):
             places, decks = self._decks[j].draw(time)
@@ -189,7 +171,7 @@ class CategorySampler:
 
 
 def _category_of_each(images: ClassDecks, categories: np.ndarray) -> np.ndarray:
-    """The category of each class that is dealt."""
+    """The category of each class that is drawn: int [classes]."""
     first = np.array([group[0] for group in images.images], np.int64)
     every = np.concatenate([first[:0], *images.images])
     of_first = np.repeat(first, images.sizes)
@@ -204,25 +186,8 @@ def _category_of_each(images: ClassDecks, categories: np.ndarray) -> np.ndarray:
 
 
 def least_images(instances_per_class: int, distinct: bool = False) -> int:
-    """How many images a class must have to be dealt."""
+    """How many images a class needs to be drawn."""
     return instances_per_class if distinct else min(instances_per_class, 2)
-
-
-def few_images(left_out: int, least: int) -> tuple[str, ...]:
-    """The note on classes that are left out because they have too few images."""
-    if not left_out:
-        return ()
-    classes = counted(left_out, "class", "classes")
-    return (
-        f"left out of the batches: {classes} of fewer than {least} images to train on",
-    )
-
-
-def checked(step: int) -> int:
-    """The step, or IndexError, so that nobody counts from the end of no end."""
-    if step < 0:
-        raise IndexError(f"There is no step {step}: steps count from 0.")
-    return int(step)
 
 
 def check_batch(batch_size: int, instances_per_class: int) -> None:
@@ -235,7 +200,7 @@ def check_batch(batch_size: int, instances_per_class: int) -> None:
         raise InputError(
             f"A batch of {batch_size} cannot hold whole groups of "
             f"{instances_per_class} images a class: the nearest batch_size that can is "
-            f"{nearest(batch_size, instances_per_class)}."
+            f"{nearest_multiples(batch_size, instances_per_class)}."
         )
 
 
@@ -250,10 +215,3 @@ def check_categories(classes_per_batch: int, categories_per_batch: int) -> None:
             f"{classes_per_batch} classes of a batch equally: choose one of "
             f"{', '.join(map(str, legal))}."
         )
-
-
-def nearest(batch_size: int, multiple: int) -> str:
-    """The multiples above 0 next to a batch size, in words."""
-    below = batch_size // multiple
-    legal = [m * multiple for m in (below, below + 1) if m > 0]
-    return " or ".join(map(str, legal))

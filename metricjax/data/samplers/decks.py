@@ -1,9 +1,8 @@
-"""Dealing from shuffled decks, at random access.
+"""Shuffled decks with random access: draw number d without the draws before it.
 
-Nothing is drawn independently at random: items are dealt from consecutive shuffled
-decks, each holding every item once. At any time, therefore, the numbers of times that
-any two items were dealt differ by at most one; and yet draw one million costs what draw
-one costs.
+Items are not drawn independently but dealt from consecutive shuffles of all items, so
+at any time the counts of any two items differ by at most one. Draw one million costs as
+much as draw one, which is what lets a run resume at any step.
 """
 
 import math
@@ -16,40 +15,40 @@ from metricjax.data import random_streams
 class Deck:
     """Draws of k from consecutive shuffled decks of n, at random access.
 
-    Think of all decks 0, 1, 2, ... laid end to end, each a permutation of n items; draw
-    d takes places dk ... dk + k - 1. A draw that straddles two decks must not hold an
-    item twice. To know deck e without its predecessors:
+    Lay decks 0, 1, 2, ... end to end, each a permutation of the n items; draw d takes
+    positions dk ... dk + k - 1. A draw that spans two decks must not contain an item
+    twice. How deck e is computed without its predecessors:
 
-    - n >= 2k - 1: the items of deck e after the last draw boundary in it (its tail) are
-      drawn from a stream of its own; those before the first boundary (its head)
-      complete the draw that the tail of deck e - 1 began, and are drawn from what is in
-      neither tail; the rest is shuffled between them.
-    - k <= n < 2k - 1: one permutation serves the n / gcd(n, k) draws after which deck
-      and draw end together, over and over; k consecutive places of a cycle of n never
-      collide.
-    - n < k: a draw holds every item floor(k / n) times and k mod n of a deck of those.
+    - n >= 2k - 1: the items after the last draw boundary in deck e (its tail) come from
+      a random stream of their own. The items before its first boundary (its head)
+      complete the draw that the tail of deck e - 1 began, so they are drawn from the
+      items in neither tail. The rest is shuffled between head and tail.
+    - k <= n < 2k - 1: one permutation is repeated for the n / gcd(n, k) draws after
+      which a deck and a draw end together; k consecutive positions of a cycle of length
+      n never collide.
+    - n < k: a draw contains every item floor(k / n) times, plus a draw of k mod n.
 
     Args:
-      n: how many items, at least 1.
-      k: how many a draw takes, at least 1.
-      seed, key: name the random streams; decks of different keys are independent.
+      n: number of items, at least 1.
+      k: items per draw, at least 1.
+      seed, key: of the random streams; decks with different keys are independent.
     """
 
     __slots__ = ("n", "k", "seed", "key", "_last", "_last_tail")
 
     def __init__(self, n: int, k: int, seed: int, key: int):
         self.n, self.k, self.seed, self.key = n, k, seed, key
-        # (number, items) of the deck and the tail made last, each replaced as one
-        # object: whatever thread reads it, it is right. They save work and change no
-        # result.
+        # Cache of the last deck and the last tail, as (number, items). Threads share it
+        # without a lock: each tuple is replaced as one object, so a reader sees a
+        # matching pair, and a lost update costs time but changes no result.
         self._last = self._last_tail = (-1, None)
 
     def draw(self, d: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw number d.
 
         Returns:
-          (items, decks): int64 [k] each; the item and the number of the deck it came
-          from, which is how often that item was dealt before this draw (when k <= n).
+          (items, decks): int64 [k] each; the items and the number of the deck that each
+          came from, which for k <= n is how often the item was drawn before.
         """
         whole, rest = divmod(self.k, self.n)
         k = self.k if self.k <= self.n else rest
@@ -61,7 +60,7 @@ class Deck:
         return self.items(d).copy(), decks
 
     def items(self, d: int) -> np.ndarray:
-        """The items of draw number d alone: int64 [k], not to be written to."""
+        """Only the items of draw number d: int64 [k], read-only by convention."""
         if self.k <= self.n:
             return self._places(d, self.k)
         whole, rest = divmod(self.k, self.n)
@@ -70,7 +69,7 @@ class Deck:
         )
 
     def _places(self, d: int, k: int) -> np.ndarray:
-        """Places dk ... dk + k - 1 of the decks for draws of k <= n: at most two."""
+        """Positions dk ... dk + k - 1, from one deck or two (k <= n)."""
         e, start = divmod(d * k, self.n)
         first = self._deck(e, k)[start : start + k] if k else np.empty(0, np.int64)
         if len(first) == k:
@@ -92,7 +91,7 @@ class Deck:
         return items
 
     def _chained(self, e: int, k: int) -> np.ndarray:
-        """Deck e as head, middle and tail."""
+        """Deck e from its head, middle and tail (n >= 2k - 1)."""
         tail_before, tail = self._tail(e - 1, k), self._tail(e, k)
         body = self._stream(random_streams.DECK_BODY, e)
         free = np.ones(self.n, bool)
@@ -107,7 +106,7 @@ class Deck:
         return np.concatenate([head, middle, tail])
 
     def _tail(self, e: int, k: int) -> np.ndarray:
-        """The items of deck e that begin a draw which deck e + 1 completes."""
+        """The last items of deck e, of the draw that deck e + 1 completes."""
         size = (e + 1) * self.n % k
         if not size:
             return np.empty(0, np.int64)
@@ -118,22 +117,22 @@ class Deck:
         return tail
 
     def _stream(self, purpose: int, e: int) -> np.random.Generator:
-        return random_streams.passing_stream(self.seed, purpose, e, self.key)
+        return random_streams.reused_stream(self.seed, purpose, e, self.key)
 
 
 class ClassDecks:
-    """The images of each class, dealt K at a time.
+    """Draws K images at a time from each class.
 
     Attributes:
-      images: list of int64 arrays, the images of each class that is dealt.
-      sizes: int64 [len(images)], how many each has.
-      left_out: how many classes have fewer images than `least`.
+      images: int64 arrays, the images of each class that is not left out.
+      sizes: int64 [len(images)], the number of images of each.
+      left_out: number of classes with fewer images than `least`.
 
     Args:
       labels: int [n], the class of each image.
       instances: K.
       least: classes of fewer images are left out.
-      seed: which decks; theirs have the keys 1 to `len(images)`.
+      seed: of the shuffles; the decks have keys 1 to `len(images)`.
     """
 
     def __init__(self, labels: np.ndarray, instances: int, least: int, seed: int):
@@ -154,11 +153,11 @@ class ClassDecks:
         return len(self.images)
 
     def fill(self, classes: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """K images of each class, those of a class side by side.
+        """K images of each class, the images of a class next to each other.
 
         Args:
-          classes: int [p], places in `images`.
-          times: int [p], how often each class was dealt before.
+          classes: int [p], indices into `images`.
+          times: int [p], how often each class was drawn before.
 
         Returns:
           int64 [p K].

@@ -72,11 +72,11 @@ def test_a_deck_is_not_changed_by_who_uses_its_draws():
 @pytest.mark.parametrize(
     "name", [(0, 2), (3, 3, 5), (7, 2, 9, 1), (2**64 - 1, 4, 1, 2), (-1, 4, 1, 2)]
 )
-def test_a_passing_stream_is_the_stream(name):
+def test_a_reused_stream_is_the_stream(name):
     expected = random_streams.stream(*name)
     # What is left of another stream must not come out of this one.
-    random_streams.passing_stream(1, 2).integers(5, size=3, dtype=np.int32)
-    got = random_streams.passing_stream(*name)
+    random_streams.reused_stream(1, 2).integers(5, size=3, dtype=np.int32)
+    got = random_streams.reused_stream(*name)
     for _ in range(2):
         np.testing.assert_array_equal(got.permutation(20), expected.permutation(20))
         np.testing.assert_array_equal(got.random(3), expected.random(3))

@@ -10,7 +10,7 @@ from metricjax import losses
 from metricjax.data import pipeline
 from metricjax.data.datasets import Split
 from metricjax.data.samplers import registry
-from metricjax.data.samplers.registry import ImageSampler, PairSampler
+from metricjax.data.samplers.random_images import ImageSampler, PairSampler
 from metricjax.data.transforms import TransformConfig
 from metricjax.data.transforms import build as build_transform
 from metricjax.errors import InputError
