@@ -173,7 +173,7 @@ def _settle(counter, jobs):
         os.sched_setaffinity(0, processors[number::jobs])
     from metricjax.runtime import compilation_cache
 
-    compilation_cache.use()
+    compilation_cache.enable()
 
 
 def _weights(packed, data, seed, quick):

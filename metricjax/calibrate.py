@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     from metricjax.runtime import compilation_cache
     from metricjax.storage.atomic import write_atomically
 
-    compilation_cache.use()
+    compilation_cache.enable()
     trained = TrainedModel.open(options.run)
     with progress_bar("embedding") as progress:
         index = Index.open(

@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
         parquet.need()
     if not out.parent.is_dir():
         raise InputError(f"--out {out}: there is no directory {out.parent}: make it.")
-    compilation_cache.use()
+    compilation_cache.enable()
     connection.connect()
     trained = TrainedModel.open(options.run)
     with watchdog.watched(trained.config.host_timeout):

@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.tsne:
         projections.need_tsne()
-    compilation_cache.use()
+    compilation_cache.enable()
     trained = TrainedModel.open(options.run)
     say = partial(print, flush=True)
     with progress_bar("embedding") as progress:

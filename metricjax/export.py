@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     out = out.expanduser()
     if out.is_dir() or (options.out and not out.parent.is_dir()):
         raise InputError(f"--out {out}: name a file in a directory that exists.")
-    compilation_cache.use()
+    compilation_cache.enable()
     trained = TrainedModel.open(options.run)
     if options.format == "onnx":
         content, run = formats.onnx(trained), formats.run_onnx

@@ -134,7 +134,7 @@ def _run(arguments: list[str], command: str) -> int:
 
     from metricjax.runtime import compilation_cache
 
-    compilation_cache.use()
+    compilation_cache.enable()
     if options.mode == "plan":
         from metricjax.planning import plan
 

@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace) -> int:
     from metricjax.runtime import compilation_cache
 
     say = partial(print, file=sys.stderr, flush=True)
-    compilation_cache.use()
+    compilation_cache.enable()
     trained = TrainedModel.open(options.run)
     gallery = gallery_flags.open_index(options, trained, say)
     names, images, embeddings = _queries(options, trained, say)

@@ -100,7 +100,7 @@ def _application(options: argparse.Namespace, is_local: bool, say):
     from metricjax.serving.batches import RequestBatcher
     from metricjax.serving.catalog import Catalog, Threshold
 
-    compilation_cache.use()
+    compilation_cache.enable()
     trained = TrainedModel.open(options.run)
     index = gallery_flags.open_index(options, trained, say)
     pages = {name: Path(options.run) / name for name in application.PAGES}

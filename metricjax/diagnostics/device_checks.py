@@ -199,7 +199,7 @@ def _cache_directory(chosen: str | None) -> str | None:
     if not jax.config.jax_enable_compilation_cache:
         return None
     try:
-        return chosen or str(compilation_cache.place())
+        return chosen or str(compilation_cache.default_directory())
     except RuntimeError:  # There is no home to keep it in.
         return None
 

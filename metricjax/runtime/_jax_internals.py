@@ -1,9 +1,9 @@
-"""The private parts of JAX that a run of several hosts needs, all in this file.
+"""The private parts of JAX that multi-host runs need; nowhere else uses `jax._src`.
 
-JAX has no public way to (1) reach the key-value store of `jax.distributed` and (2) be
-told, instead of killed, when the connection to host 0 breaks. Both are taken from
-`jax._src` here and nowhere else. A test checks them against the installed jax; where a
-new version changes them, this file is all that must be mended.
+JAX has no public way to (1) access the key-value store of `jax.distributed` and (2)
+handle a lost connection to host 0 instead of being aborted by it.
+`tests/runtime/test_jax_internals.py` checks both against the installed jax. If a new
+version changes them, this is the only file to fix.
 """
 
 import ctypes
@@ -14,28 +14,30 @@ from typing import Any
 
 from jax._src import distributed
 
-# Process number, number of processes, and the client of the key-value store, which is
-# None before `jax.distributed.initialize` and where there is one host.
+# Process index, number of processes and the client of the key-value store. The client
+# is None before `jax.distributed.initialize` and in single-host runs.
 state = distributed.global_state
 
-# Called when the connection to host 0 breaks; the last one counts.
+# Handlers for a lost connection to host 0; only the last one is called.
 on_broken_connection: list[Callable[[], None]] = []
 
 
 @contextmanager
-def report_broken_connections(end: Callable[[], None]) -> Iterator[None]:
-    """Connect inside; `end` is called, here and later, if the connection breaks.
+def report_broken_connections(handler: Callable[[], None]) -> Iterator[None]:
+    """Call `handler` if a connection made inside breaks, now or at any later time.
 
-    By itself jaxlib prints pages and aborts. It offers a callback instead, but jaxlib
-    0.10 and 0.11 fail to call one written in Python, and C++ terminates the process; so
-    the same function is also installed as C++'s terminate handler. Append to
-    `on_broken_connection` to replace `end`.
+    Append to `on_broken_connection` to replace the handler later.
     """
-    on_broken_connection[:] = [end]
+    on_broken_connection[:] = [handler]
 
     def broken(*_) -> None:
+        # Looked up when called: the watchdog replaces the handler after connecting.
         on_broken_connection[-1]()
 
+    # Without a callback, jaxlib logs pages of C++ and aborts the process. jaxlib 0.10
+    # and 0.11 accept a Python callback but fail when they call it, and the C++
+    # exception then terminates the process. So `broken` is installed a second time, as
+    # the terminate handler of C++.
     call_on_cpp_terminate(broken)
     client = distributed._jax.get_distributed_runtime_client
     with_callback = functools.partial(client, missed_heartbeat_callback=broken)
@@ -46,12 +48,12 @@ def report_broken_connections(end: Callable[[], None]) -> Iterator[None]:
         distributed._jax.get_distributed_runtime_client = client
 
 
+# Cached to keep the C function alive: C++ points to it for as long as the process runs.
 @functools.cache
 def call_on_cpp_terminate(function: Callable[[], None]) -> Any:
-    """Call a function where C++ would terminate the process for an uncaught error.
+    """Call `function` when an uncaught C++ exception would terminate the process.
 
-    Does nothing where the C++ library is not libstdc++. The result must be kept: it is
-    the C function, which Python would free.
+    Does nothing if the C++ standard library is not libstdc++.
     """
     try:
         set_terminate = ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE

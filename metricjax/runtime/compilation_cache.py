@@ -1,8 +1,8 @@
-"""Compiled programs, kept for the next start of the same run or a like one.
+"""JAX's persistent compilation cache, on by default, in the user's cache directory.
 
-JAX's own persistent cache, with a place and a limit by default. Who has set
-`JAX_COMPILATION_CACHE_DIR` keeps that; `JAX_ENABLE_COMPILATION_CACHE=false` turns it
-off.
+The next start of the same run, or of a similar one, skips most of the compilation. An
+existing `JAX_COMPILATION_CACHE_DIR` is respected; `JAX_ENABLE_COMPILATION_CACHE=false`
+turns the cache off.
 """
 
 import functools
@@ -17,17 +17,17 @@ from jax import monitoring
 from metricjax.storage import user_cache
 
 _HIT = "/jax/compilation_cache/cache_hits"
-_LIMIT = 2 * 2**30  # bytes; what was not used for longest goes first
+_LIMIT = 2 * 2**30  # bytes; the least recently used programs are evicted
 
 
-def use() -> Path | None:
-    """Keep what is compiled from now on; programs that took a second or more.
+def enable() -> Path | None:
+    """Cache programs that take a second or more to compile, from now on.
 
     Returns:
-      The directory: `metricjax/programs` in the user's cache directory
-      (`XDG_CACHE_HOME`, or `~/.cache`), and in it one for each kind of processor, as
-      homes are shared between machines. None where it cannot be written, where caching
-      is off, or where JAX was given another place.
+      The directory: below `metricjax/programs` in the user's cache directory
+      (`XDG_CACHE_HOME`, or `~/.cache`), one for each kind of processor, because
+      machines may share a home directory. None if it cannot be written, if caching is
+      off, or if JAX was given a directory already.
     """
     if (
         jax.config.jax_compilation_cache_dir
@@ -35,9 +35,9 @@ def use() -> Path | None:
     ):
         return None
     try:
-        directory = place()
+        directory = default_directory()
         directory.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # The latter where there is no home.
+    except (OSError, RuntimeError):  # RuntimeError: there is no home directory.
         return None
     if not os.access(directory, os.W_OK):
         return None
@@ -46,17 +46,17 @@ def use() -> Path | None:
     return directory
 
 
-def place() -> Path:
-    """The directory by default, whether or not it is there.
+def default_directory() -> Path:
+    """The default cache directory, whether or not it exists.
 
     Raises:
-      RuntimeError: there is no home.
+      RuntimeError: there is no home directory.
     """
     return user_cache.home() / "programs" / _processor()
 
 
 def _processor() -> str:
-    """A name for what programs of this machine's processor run on."""
+    """Name of this machine's kind of processor: programs compiled for one run on it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -67,7 +67,7 @@ def _processor() -> str:
 
 
 class Hits:
-    """How many programs have been found in the cache since it was made."""
+    """Counts cache hits since it was created; read it with `int()`."""
 
     def __init__(self):
         self._before = _counter().count
@@ -85,7 +85,7 @@ class _Counter:
 
 @functools.cache
 def _counter() -> _Counter:
-    """The one counter of this process, which listens from now on."""
+    """The one counter of this process, as JAX cannot unregister a listener."""
     counter = _Counter()
     monitoring.register_event_listener(counter)
     return counter

@@ -1,4 +1,4 @@
-"""Join several hosts into one run, as Cloud TPU or the environment names them."""
+"""Join several hosts into one run, from Cloud TPU metadata or environment variables."""
 
 import os
 import signal
@@ -12,50 +12,54 @@ import jax
 from metricjax.errors import InputError
 from metricjax.runtime import _jax_internals
 
+_WEEK = 7 * 24 * 3600  # seconds
+
 
 def connect(patience: float = 300.0) -> None:
-    """Join the other hosts, where the environment says that there are some.
+    """Join the other hosts, if the environment names any.
 
-    Cloud TPU pods announce themselves to `jax.distributed`; elsewhere
-    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name the hosts.
-    Must run before the first use of a device.
+    `jax.distributed` detects Cloud TPU pods by itself; elsewhere set
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Must be called
+    before the first use of a device.
 
     Args:
-      patience: how long to wait for the others, in seconds. If they do not come, the
-        process ends with a sentence and exit code 2.
+      patience: timeout in seconds. If a host is still missing then, the process ends
+        with a one-line message and exit code 2.
     """
-    announced = _announced()
-    if announced is None:
+    settings = _distributed_settings()
+    if settings is None:
         return
     sentence = (
         f"metricjax: not all hosts came together within {patience:.0f} s: start the "
-        "same command on each of them, and see that they reach the first."
+        "same command on each of them, and check that they can reach host 0."
     )
-    # Its heartbeats are for a watch that is slower than ours; see `watchdog.Watch`.
-    patiently = {"initialization_timeout": round(patience)}
-    patiently["heartbeat_timeout_seconds"] = 7 * 24 * 3600
+    settings["initialization_timeout"] = round(patience)
+    # Turns JAX's own failure detection off: `watchdog.Watch` detects a lost host
+    # earlier and names it, while JAX would abort the process without a message.
+    settings["heartbeat_timeout_seconds"] = _WEEK
     try:
         with _jax_internals.report_broken_connections(lambda: end_process(sentence, 2)):
-            jax.distributed.initialize(**announced, **patiently)
+            jax.distributed.initialize(**settings)
     except (RuntimeError, TypeError):
         end_process(sentence, 2)
     if threading.current_thread() is threading.main_thread():
-        # jax.distributed takes SIGTERM for its own notice of preemption.
+        # jax.distributed installs its own SIGTERM handler, for preemption notices. The
+        # training loop handles the signal itself.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _announced() -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is told; None where there is one host."""
+def _distributed_settings() -> dict[str, Any] | None:
+    """Arguments of `jax.distributed.initialize`; None in a single-host run."""
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         return {
             "coordinator_address": os.environ["JAX_COORDINATOR_ADDRESS"],
-            "num_processes": _number("JAX_NUM_PROCESSES"),
-            "process_id": _number("JAX_PROCESS_ID"),
+            "num_processes": _integer("JAX_NUM_PROCESSES"),
+            "process_id": _integer("JAX_PROCESS_ID"),
         }
     return {} if os.environ.get("TPU_WORKER_HOSTNAMES", "").count(",") else None
 
 
-def _number(variable: str) -> int:
+def _integer(variable: str) -> int:
     text = os.environ.get(variable, "")
     if not text.isdecimal():
         raise InputError(
@@ -66,7 +70,11 @@ def _number(variable: str) -> int:
 
 
 def end_process(text: str, code: int) -> NoReturn:
-    """Say it and be gone: what else the process does may hang without the others."""
+    """Print a message and exit immediately, without any cleanup.
+
+    Ordinary exit runs handlers of JAX that wait for the other hosts, and those may be
+    gone. Safe to call from any thread.
+    """
     with suppress(OSError, ValueError):
         sys.stdout.flush()
         if sys.stdout.isatty():

@@ -1,4 +1,9 @@
-"""Small facts exchanged between the hosts of a run, without their devices."""
+"""Exchange small JSON values between hosts, without using their devices.
+
+Come here for anything that all hosts must know before or beside a collective. The
+values go through the key-value store of `jax.distributed`, which works even if devices
+are busy, broken or missing.
+"""
 
 import json
 import platform
@@ -8,37 +13,41 @@ from typing import Any
 from metricjax.runtime import _jax_internals
 
 _DAY = 24 * 3600 * 1000  # milliseconds
-_times_asked: Counter[str] = Counter()
+# Calls of `gather` so far, by topic.
+_calls: Counter[str] = Counter()
 
 
 def gather(topic: str, value: Any) -> list[tuple[str, Any]]:
-    """What each host has to say on a topic, in the order of the hosts.
+    """All-gather of a JSON value over the hosts; also serves as a barrier.
 
-    To be called on all hosts, for the same topics in the same order. It waits for as
-    long as the others are alive, see `watchdog.watched`.
+    Every host must call it, with the same topics in the same order. Blocks until all
+    hosts have called; `watchdog.watched` ends the wait if one of them is lost.
 
     Args:
-      topic: what it is about.
-      value: what this host says; anything that JSON can hold.
+      topic: a name for the exchange, part of its key in the store.
+      value: this host's value, anything that JSON can represent.
 
     Returns:
-      (`host i (name)`, value) of each.
+      (`host i (name)`, value) of each host, in host order.
     """
     state = _jax_internals.state
     if state.client is None or state.num_processes == 1:
         return [("host 0", value)]
-    _times_asked[topic] += 1
-    place = f"metricjax/{topic}/{_times_asked[topic]}"
-    said = json.dumps([platform.node(), value])
-    state.client.key_value_set(f"{place}/{state.process_id}", said)
-    found = []
+    # Keys in the store cannot be reused: the number of the call makes each one unique,
+    # and is the same on all hosts because they call in the same order.
+    _calls[topic] += 1
+    prefix = f"metricjax/{topic}/{_calls[topic]}"
+    message = json.dumps([platform.node(), value])
+    state.client.key_value_set(f"{prefix}/{state.process_id}", message)
+    values = []
     for host in range(state.num_processes):
-        said = state.client.blocking_key_value_get(f"{place}/{host}", _DAY)
-        name, theirs = json.loads(said)
-        found.append((f"host {host} ({name})", theirs))
-    return found
+        # A slow host is no error. The timeout only has to outlast the watchdog's.
+        message = state.client.blocking_key_value_get(f"{prefix}/{host}", _DAY)
+        name, host_value = json.loads(message)
+        values.append((f"host {host} ({name})", host_value))
+    return values
 
 
 def is_first() -> bool:
-    """Whether this is host 0, which writes for all."""
+    """Whether this is host 0, which writes files on behalf of all."""
     return _jax_internals.state.process_id == 0

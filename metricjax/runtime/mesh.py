@@ -1,8 +1,8 @@
-"""Devices and hosts: the mesh, global batches in, host values out.
+"""The device mesh: shardings, global batches in, host values out.
 
-The program is written from the global view. A step is `jax.jit` over a one-axis mesh of
-all devices; the batch is split along its first axis, everything else is the same on
-every device, and one device is the case n = 1 of the same code.
+Programs are written in the global view: a step is `jax.jit` over a one-axis mesh of all
+devices. The batch is sharded along its first axis, everything else is replicated, and a
+single device is the case n = 1 of the same code.
 """
 
 import ctypes
@@ -17,12 +17,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
-# How far the host runs ahead of the devices, in steps.
+# How many steps the host runs ahead of the devices. Enough to keep them busy, few
+# enough to bound the memory of pending batches and the delay of metrics and stops.
 AHEAD = 2
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A one-axis mesh of the devices, by default of all that there are."""
+    """A one-axis mesh of the given devices, by default of all devices of all hosts."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh(
         (len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
@@ -31,11 +32,11 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 @functools.cache
 def compiler_options() -> dict[str, Any]:
-    """What the programs of a run are compiled with on the devices that there are.
+    """Compiler options of a run's programs on the present devices.
 
-    On CPU without YNNPACK, with which most networks' steps take longer
-    (`benchmarks/train_step.py` measures both). Nothing on other devices, and where the
-    compiler has no such option.
+    On CPU they turn YNNPACK off, which makes the steps of most networks slower
+    (`benchmarks/train_step.py` measures both). Empty on other devices, and if the
+    compiler does not know the option.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if jax.default_backend() != "cpu":
@@ -48,11 +49,11 @@ def compiler_options() -> dict[str, Any]:
 
 
 def keep_freed_memory() -> None:
-    """On CPU, keep the memory that programs give back for the next step.
+    """On CPU, let the process keep freed memory for the next step.
 
-    A program asks for its temporaries anew at every step. glibc's allocator returns
-    large ones to the system, which must then zero each page again. Nothing on other
-    devices and with other C libraries.
+    A program allocates its temporaries anew at every step. By default glibc returns
+    large blocks to the system, which has to zero every page again at the next step.
+    Does nothing on other devices or with other C libraries.
     """
     trim_threshold, mmap_max = -1, -4  # the numbers of these options in malloc.h
     try:
@@ -65,17 +66,17 @@ def keep_freed_memory() -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device: parameters, scalars."""
+    """Sharding of parameters and scalars: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """Split over the devices along the first axis: batches."""
+    """Sharding of batches: the first axis is split over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def global_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of a batch become the whole batch, split over the devices."""
+    """Assemble the sharded global batch from the rows that each host has loaded."""
     sharding = split(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
@@ -84,23 +85,23 @@ def global_batch(mesh: Mesh, local: dict[str, np.ndarray]) -> dict[str, jax.Arra
 
 
 def to_host(tree: Any) -> Any:
-    """Values that are the same on every device, as numpy arrays."""
+    """Copy replicated arrays to the host, as numpy arrays."""
     return jax.tree.map(lambda array: np.asarray(array.addressable_data(0)), tree)
 
 
 def same_everywhere(mesh: Mesh, tree: Any) -> Any:
-    """The first host's arrays, the same on every device; to be called on all hosts."""
+    """Broadcast host 0's arrays to all devices; all hosts must call it."""
     if jax.process_count() > 1:
         tree = multihost_utils.broadcast_one_to_all(tree)
     return jax.device_put(tree, replicated(mesh))
 
 
 class StopVotes:
-    """Whether any host was asked to stop, known to all hosts after the same step.
+    """Lets all hosts stop after the same step when any of them was asked to.
 
-    Where there is one host it is known at once. Where there are several, a sum over the
-    devices goes along with every step and is read when that step's metrics are, so that
-    no host waits for it.
+    A single host stops at once. Several hosts add up their votes over the devices, one
+    sum a step. It is read `AHEAD` steps later, when the step's metrics are read too, so
+    that no host waits for it.
     """
 
     def __init__(self, mesh: Mesh):
@@ -112,16 +113,18 @@ class StopVotes:
             self._count = count.lower(votes).compile()
 
     def stop(self, asked: bool) -> bool:
-        """To be called after each step on all hosts: whether to stop there.
+        """Whether to stop after this step; all hosts must call it after each step.
 
         Args:
-          asked: whether this host was asked to.
+          asked: whether this host was asked to stop.
         """
         if not self._several:
             return asked
         mine = np.full(len(self._mesh.local_devices), asked, np.int32)
         everyone = jax.make_array_from_process_local_data(split(self._mesh), mine)
         self._pending.append(self._count(everyone))
+        # All hosts read the same sum at the same step, so they stop together. One that
+        # stopped by itself would leave the others hanging in the next collective.
         if len(self._pending) <= AHEAD:
             return False
         return bool(to_host(self._pending.popleft()))

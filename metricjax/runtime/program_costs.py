@@ -1,4 +1,7 @@
-"""What compiled programs need: memory of a device, and bytes between devices."""
+"""What a compiled program costs: device memory, and traffic between devices.
+
+Read from XLA's own analysis where it has one, else from the text of the HLO.
+"""
 
 import re
 from collections import Counter
@@ -18,12 +21,12 @@ _SHAPE = re.compile(r"\b(pred|bf16|f8\w+|[sufc]\d+)\[([\d,]*)\]")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device while a program runs, as its compiler counts them.
+    """Memory of one device while a program runs, in bytes, as XLA counts it.
 
     Attributes:
-      arguments: what it is given, such as state and batch.
-      temporaries: what it makes on the way, such as activations and gradients.
-      outputs: what it gives back, where that does not take the place of an argument.
+      arguments: inputs, such as the state and the batch.
+      temporaries: intermediate values, such as activations and gradients.
+      outputs: results that do not reuse the memory of a donated argument.
     """
 
     arguments: int
@@ -36,47 +39,47 @@ class Memory:
 
 
 def memory(program: jax.stages.Compiled) -> Memory | None:
-    """The memory of a program; None where the backend does not tell."""
-    found = program.memory_analysis()
-    if found is None:
+    """Memory of a program; None if the backend does not report it."""
+    analysis = program.memory_analysis()
+    if analysis is None:
         return None
     return Memory(
-        found.argument_size_in_bytes,
-        found.temp_size_in_bytes,
-        max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
+        analysis.argument_size_in_bytes,
+        analysis.temp_size_in_bytes,
+        max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
     )
 
 
 def needed(error: Exception, arguments: int) -> int | None:
-    """The bytes that a program would need which a compiler refused as too large.
+    """Bytes that a program would need which the compiler refused as too large.
 
-    TPU's compiler knows the memory of its chips and refuses what they cannot hold.
+    TPU's compiler knows the memory of its chips and refuses programs that exceed it.
 
     Args:
-      error: what it said.
-      arguments: bytes of what the program is given.
+      error: the compiler's error.
+      arguments: bytes of the program's arguments.
 
     Returns:
-      All that it needs; None where the compiler does not say.
+      Bytes in total; None if the error does not say.
     """
     whole = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", str(error))
     rest = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", str(error))
-    said = whole or rest
-    if said is None:
+    match = whole or rest
+    if match is None:
         return None
-    size = int(float(said[1]) * 1024 ** " KMGT".index(said[2] or " "))
+    size = int(float(match[1]) * 1024 ** " KMGT".index(match[2] or " "))
     return size if whole else size + arguments
 
 
 def moved(program: jax.stages.Compiled, flops: float) -> float:
-    """Bytes to and from a device's memory in one run of a program.
+    """Bytes that one device reads from and writes to its memory in a run of a program.
 
-    The compiler counts a loop once, so where it misses FLOPs the bytes are scaled as
-    the FLOPs are.
+    XLA counts the body of a loop once. If it reports fewer FLOPs than `flops`, the
+    bytes are scaled by the same factor.
 
     Args:
-      program: compiled.
-      flops: of one device, loops counted as often as they run.
+      program: the compiled program.
+      flops: FLOPs of one device, every iteration of a loop counted.
     """
     cost = program.cost_analysis() or {}
     return cost.get("bytes accessed", 0.0) * max(1.0, flops / cost.get("flops", flops))
@@ -84,14 +87,13 @@ def moved(program: jax.stages.Compiled, flops: float) -> float:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What each device sends in one run of a program.
+    """Bytes that each device sends in one run of a program.
 
     Attributes:
       sent: bytes by kind of collective.
-      counts: how many collectives of each kind the program has, each one in a loop
-        once.
-      repeated: bytes of those inside loops, as often as the loops run; part of `sent`.
-      gathered: bytes of the largest array that one collective gathers.
+      counts: number of collectives of each kind, those in loops counted once.
+      repeated: the part of `sent` inside loops, every iteration counted.
+      gathered: bytes of the largest array that an all-gather produces.
     """
 
     sent: Counter
@@ -105,17 +107,17 @@ class Traffic:
 
 
 def traffic(text: str, devices: int) -> Traffic:
-    """What the collectives of an optimised program move, read from its HLO.
+    """Traffic of the collectives of an optimised program, read from its HLO.
 
-    Counted as on a ring of n devices: to gather, scatter or exchange an array of s
-    bytes each device sends s (n - 1) / n, to add arrays up twice that. A loop counts as
-    often as it says that it runs, once where it does not say. A collective that TPU's
-    compiler has spread over several computations, to go on beside them, stands in each
-    of them with the number of one channel, and counts once.
+    Counted for ring algorithms on n devices: to gather, scatter or exchange an array of
+    s bytes each device sends s (n - 1) / n bytes, to all-reduce it twice as many. A
+    loop counts as often as its known trip count, or once. TPU's compiler splits an
+    asynchronous collective over several computations; these share one channel id, by
+    which they are counted once.
 
     Args:
       text: `program.as_text()`.
-      devices: n, which all take part in every collective.
+      devices: n; all of them take part in every collective.
     """
     share = (devices - 1) / devices
     sent, counts, repeated, gathered = Counter(), Counter(), 0.0, 0
@@ -137,40 +139,40 @@ def traffic(text: str, devices: int) -> Traffic:
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation, by name; that of the entry is "ENTRY"."""
-    found, lines = {}, []
+    """The lines of each HLO computation, by name; the entry's name is "ENTRY"."""
+    computations, lines = {}, []
     for line in text.splitlines():
         head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
         if head:
-            lines = found.setdefault("ENTRY" if head[1] else head[2], [])
+            lines = computations.setdefault("ENTRY" if head[1] else head[2], [])
         elif line.startswith(" "):
             lines.append(line)
-    return found
+    return computations
 
 
 def _collectives(computations, name="ENTRY", times=1) -> Iterator[tuple]:
-    """(kind, bytes of the result, how often it runs, channel) of every collective."""
+    """(kind, bytes of the result, times it runs, channel id) of every collective."""
     for line in computations.get(name, ()):
         instruction = line.split(", metadata")[0]
-        found = _COLLECTIVE.search(instruction)
-        if found:
-            size = _size(found[1], found[2], bool(found[3]))
+        match = _COLLECTIVE.search(instruction)
+        if match:
+            size = _size(match[1], match[2], bool(match[3]))
             channel = re.search(r", channel_id=(\d+)", instruction)
-            yield found[2], size, times, channel and channel[1]
+            yield match[2], size, times, channel and channel[1]
         called = re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", line)
         for several in re.findall(r"branch_computations=\{([^}]*)\}", line):
             called += re.findall(r"[\w.\-]+", several)
-        inner = times * _turns(computations, line) if " while(" in line else times
+        inner = times * _trip_count(computations, line) if " while(" in line else times
         for computation in called:
             yield from _collectives(computations, computation, inner)
 
 
-def _turns(computations: dict[str, list[str]], loop: str) -> int:
-    """How often a loop runs; 1 where its program does not say."""
-    said = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop)
-    if said:
-        return int(said[1])
-    # TPU's compiler leaves it in the condition: `counter < constant`, from 0 on.
+def _trip_count(computations: dict[str, list[str]], loop: str) -> int:
+    """How often a loop runs; 1 if the HLO does not say."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop)
+    if known:
+        return int(known[1])
+    # TPU's compiler leaves the count in the condition: `counter < constant`, from 0.
     condition = re.search(r"condition=%?([\w.\-]+)", loop)
     lines = "\n".join(computations.get(condition[1], ())) if condition else ""
     bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", lines)
@@ -178,7 +180,7 @@ def _turns(computations: dict[str, list[str]], loop: str) -> int:
 
 
 def _size(shapes: str, kind: str, starts: bool) -> int:
-    """Bytes of a result; one that only starts lists its operands before it."""
+    """Bytes of a result; an asynchronous start lists its operands first."""
     sizes = [
         prod(int(side) for side in sides.split(",") if side)
         * (_BITS.get(kind_of) or int(re.sub(r"\D", "", kind_of)))

@@ -112,7 +112,7 @@ def _loop(run, state, start, checkpoints, writer) -> tuple[step.TrainState, bool
             if stop and not last:
                 checkpoints.wait()
                 writer.say(
-                    f"stopped after step {done}; run the same command again to go on"
+                    f"stopped after step {done}; run the same command again to resume"
                 )
                 return state, True
     return state, False

@@ -9,7 +9,7 @@ import pytest
 COMPILE = """
 import jax
 from metricjax.runtime import compilation_cache
-directory = compilation_cache.use()
+directory = compilation_cache.enable()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 hits = compilation_cache.Hits()
 jax.jit(lambda x: jax.numpy.sin(x) @ x).lower(jax.numpy.ones((3, 3))).compile()

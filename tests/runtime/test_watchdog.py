@@ -181,7 +181,7 @@ def test_a_store_that_does_not_answer_is_a_lost_host_0(trio):
 
 
 def test_a_broken_connection_is_a_lost_host_0(trio):
-    trio.watches[2]._broken()
+    trio.watches[2]._on_broken_connection()
     trio.wait(2)
     assert "host 0 (" in trio.ended[2][0] and trio.ended[2][1] == 1
 
@@ -199,7 +199,7 @@ def test_a_host_that_stops_tells_the_others_why(trio, index, code):
     assert trio.order[-1] == 0
 
 
-def test_all_print_the_first_verdict(trio):
+def test_all_hosts_print_the_first_shutdown(trio):
     trio.watches[1].stop("first", "first.", 2)
     trio.watches[2].stop("second", "second.", 1)
     trio.wait(0, 1, 2)
@@ -346,7 +346,7 @@ def test_one_host_is_lost_halted_or_asked_to_stop(tiny, tmp_path, undisturbed):
         assert took < 4 * limit  # the machine may be busy
         sentence = only_line(running.err(1 - host))
         assert sentence.startswith(f"metricjax: host {host} (") and says in sentence
-        assert "run the same command again to go on" in sentence
+        assert "run the same command again to resume" in sentence
 
     with tiny.start_hosts(workdir, "log_every=1") as running:
         running.wait_for("step 21/")
