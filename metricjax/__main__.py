@@ -1,7 +1,7 @@
-"""`metricjax NAME ...`: one door to every command; `python -m metricjax` is the same.
+"""The `metricjax` console script; `python -m metricjax` is the same.
 
-Each command is a module with a `main(arguments)` of its own, which is imported when the
-command is used. Add a command here: a line in `COMMANDS`.
+Each command is a module with a `main(arguments)`, imported only when that command runs.
+To add a command, add a line to `COMMANDS`.
 """
 
 import importlib
@@ -13,7 +13,13 @@ from metricjax.errors import InputError, suggestion
 
 
 class Command(NamedTuple):
-    """A command: its module, what it does, and whether the module has several."""
+    """One command.
+
+    Attributes:
+      module: of `metricjax`, with the command's `main`.
+      summary: one line for the overview.
+      shared: the module has several commands; its `main` takes the command's name.
+    """
 
     module: str
     summary: str
@@ -22,27 +28,31 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(
-        "main", "train, evaluate and write a report; resumes", shared=True
+        "main", "train, evaluate and write a report; resumable", shared=True
     ),
     "plan": Command(
-        "main", "what a run will need: memory, time, batch size", shared=True
+        "main", "estimate memory, time and the largest batch of a run", shared=True
     ),
     "folds": Command("main", "cross-validation over the training classes", shared=True),
     "compare": Command(
-        "main", "finished runs side by side, with intervals", shared=True
+        "main", "compare finished runs in a table with intervals", shared=True
     ),
-    "embed": Command("embed", "embeddings of images, as .npz or .parquet"),
-    "search": Command("search", "the images of a gallery nearest to a query"),
-    "serve": Command("serve", "a web page and API that search by picture"),
-    "explore": Command("explore", "an HTML page to browse a set by neighbours"),
+    "embed": Command("embed", "embed images into a .npz or .parquet file"),
+    "search": Command("search", "find the gallery images nearest to a query image"),
+    "serve": Command("serve", "serve a web page and an API for image search"),
+    "explore": Command("explore", "write an HTML page to browse images by neighbours"),
     "calibrate": Command(
-        "calibrate", "thresholds for same or different at false match rates"
+        "calibrate", "find similarity thresholds for given false match rates"
     ),
-    "export": Command("export", "a trained network as ONNX or StableHLO"),
+    "export": Command("export", "export a trained network as ONNX or StableHLO"),
     "prepare": Command("prepare", "pack images into shards for fast reading"),
-    "check": Command("prepare", "is a data set fit for training?", shared=True),
-    "doctor": Command("doctor", "is this machine fit for a run?"),
+    "check": Command(
+        "prepare", "check a data set for problems before training", shared=True
+    ),
+    "doctor": Command("doctor", "check whether this machine is ready for a run"),
 }
+# Given without a command, these mean `metricjax train`.
+_TRAIN_FLAGS = ("--config", "--mode", "--print_config")
 _HEAD = """\
 metricjax: deep metric learning for image retrieval in JAX/Flax.
 
@@ -50,8 +60,8 @@ metricjax: deep metric learning for image retrieval in JAX/Flax.
 
 """
 _TAIL = """
-  metricjax COMMAND --help   what a command takes, with examples
-  metricjax --version        the version
+  metricjax COMMAND --help   options and examples of a command
+  metricjax --version        print the version
 
 Examples:
 
@@ -85,17 +95,18 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _refuse(arguments: list[str]) -> int:
-    """Raise the `InputError` of a command line that begins with no command."""
+    """Raise an `InputError` for a command line that does not begin with a command."""
     first = arguments[0]
     if first.startswith("-"):
-        command = "train" if first.startswith("--config") else "COMMAND"
+        flag = first.split("=")[0]
+        command = "train" if flag.startswith(_TRAIN_FLAGS) else "COMMAND"
         raise InputError(
-            f"{first.split('=')[0]} stands before any command: write metricjax "
-            f"{command} {first.split('=')[0]} ...; see metricjax --help."
+            f"{flag} needs a command before it: write metricjax {command} {flag} ...; "
+            "see metricjax --help."
         )
     raise InputError(
-        f"{first!r} is no command{suggestion(first, list(COMMANDS))}: choose one of "
-        f"{', '.join(COMMANDS)}."
+        f"there is no command {first!r}{suggestion(first, list(COMMANDS))}: choose one "
+        f"of {', '.join(COMMANDS)}."
     )
 
 

@@ -38,8 +38,8 @@ Examples:
   metricjax calibrate runs/quickstart photos.zip
   metricjax calibrate runs/quickstart photos.zip --rates 0.01,0.001 --out rates.json
 
-Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
-1 a fault of metricjax, with a traceback.
+Exit code: 0 done; 2 an input error, reported in one sentence; 130 stopped by Ctrl-C;
+1 a bug in metricjax, with a traceback.
 """
 
 

@@ -1,4 +1,7 @@
-"""`metricjax doctor`: is this machine, are these hosts fit for a run?"""
+"""`metricjax doctor`: checks whether these hosts are ready for a run.
+
+The checks themselves are in `metricjax.diagnostics`.
+"""
 
 import argparse
 import sys
@@ -12,18 +15,17 @@ from metricjax.diagnostics import host_checks
 from metricjax.diagnostics.host_checks import FAILED, OK, WARNING, Check
 
 USAGE = """\
-metricjax doctor: is this machine fit for a run?
+metricjax doctor: check whether this machine is ready for a run.
 
   metricjax doctor [--workdir DIR] [--data ROOT]
 
-Prints one line a check, with the remedy where something is wrong: versions that belong
-together, hosts, devices, a two-second all-reduce over them, compilation, writing to the
-workdir, the rate at which images are decoded, memory and disk. Takes about ten seconds
-and leaves nothing behind. For a run of several hosts start it on all of them, as the
-run would be.
+Prints one line per check, and how to fix what is wrong: compatible package versions,
+hosts, devices, a two-second all-reduce over them, compilation, writing to the
+workdir, image decoding rate, memory and disk. Takes about ten seconds and leaves no
+files behind. For a multi-host run, start it on every host, just as you start the run.
 
-  --workdir DIR  where runs are to be kept (default: runs); also gs://bucket/dir
-  --data ROOT    what data.root is to be: is it there and readable?
+  --workdir DIR  where runs will be saved (default: runs); also gs://bucket/dir
+  --data ROOT    the future data.root: does it exist, is it readable?
   --help, --version
                  this text; the version
 
@@ -32,22 +34,26 @@ Examples:
   metricjax doctor
   metricjax doctor --workdir gs://bucket/runs --data photos.zip
 
-Exit code: 0 nothing failed; 2 something failed, or the command line is wrong; 1 a fault
-of metricjax, with a traceback.
+Exit code: 0 nothing failed; 2 something failed, or the command line is wrong; 1 a bug
+in metricjax, with a traceback.
 """
 _COLOURS = {OK: "green", WARNING: "yellow", FAILED: "bold red"}
-# The checks that come out the same on all hosts.
-_OF_ALL = ("hosts", "sharing")
-# About as many lines there are.
-_LINES = 9
-# How long the hosts wait for each other, in seconds.
-_PATIENCE = 60.0
+# Checks with the same result on every host; printed once.
+_SHARED_CHECKS = ("hosts", "sharing")
+# For the progress bar; the number varies by one or two.
+_EXPECTED_CHECKS = 9
+# Seconds that hosts wait for each other.
+_HOST_TIMEOUT = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     return answer(
-        arguments, USAGE, lambda given: _run(_parse(given)), without_arguments=True
+        arguments,
+        USAGE,
+        lambda given: _run(_parse(given)),
+        stopped=None,
+        without_arguments=True,
     )
 
 
@@ -63,42 +69,44 @@ def _run(options: argparse.Namespace) -> int:
     try:
         from metricjax.diagnostics import device_checks
         from metricjax.runtime import connection, exchange, watchdog
-    except Exception as error:  # Versions that do not fit raise nearly anything.
-        return _tell([first, host_checks.not_importable(error)])
-    connection.connect(_PATIENCE)
-    with watchdog.watched(_PATIENCE):
+    except Exception as error:  # Incompatible versions raise nearly anything.
+        return _report([first, host_checks.not_importable(error)])
+    connection.connect(_HOST_TIMEOUT)
+    with watchdog.watched(_HOST_TIMEOUT):
         checks = [first]
-        with progress_bar("looking") as progress:
-            for check in _examine(options, device_checks, exchange.gather):
+        with progress_bar("checking") as progress:
+            for check in _device_checks(options, device_checks, exchange.gather):
                 checks.append(check)
-                progress(len(checks), _LINES)
+                progress(len(checks), _EXPECTED_CHECKS)
         token = uuid.uuid4().hex
         own = [token, [asdict(check) for check in checks]]
-        said = exchange.gather("checks", own)
-        for host, (_, theirs) in said[1:]:
-            checks += _of_another(host, [Check(**one) for one in theirs])
-        is_first = said[0][1][0] == token
-        return _tell(checks, is_first)
+        gathered = exchange.gather("checks", own)
+        for host, (_, theirs) in gathered[1:]:
+            checks += _problems_on(host, [Check(**one) for one in theirs])
+        is_first = gathered[0][1][0] == token
+        return _report(checks, is_first)
 
 
-def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Check]:
+def _device_checks(
+    options: argparse.Namespace, device_checks, gather
+) -> Iterator[Check]:
     """The checks that need jax, in the same order on every host."""
     from metricjax.diagnostics import decoding_rate
     from metricjax.planning import hardware
 
-    yield of_devices.hosts()
-    devices = of_devices.devices()
+    yield device_checks.hosts()
+    devices = device_checks.devices()
     yield devices
-    # Together or not at all: a host without its devices would be waited for.
-    verdicts = [status for _, status in gather("devices", devices.status)]
-    if FAILED not in verdicts:
-        with of_devices.cache_set_aside() as directory:
-            yield of_devices.all_reduce()
-            yield of_devices.compilation(directory)
+    # On all hosts or on none: the others would wait for a host without devices.
+    statuses = [status for _, status in gather("devices", devices.status)]
+    if FAILED not in statuses:
+        with device_checks.cache_set_aside() as directory:
+            yield device_checks.all_reduce()
+            yield device_checks.compilation(directory)
     workdir = host_checks.workdir(options.workdir)
     yield workdir
     writable = [status for _, status in gather("writable", workdir.status)]
-    sharing = FAILED not in writable and of_devices.sharing(options.workdir)
+    sharing = FAILED not in writable and device_checks.sharing(options.workdir)
     if sharing:
         yield sharing
     if options.data is not None:
@@ -107,18 +115,18 @@ def _examine(options: argparse.Namespace, of_devices, gather) -> Iterator[Check]
     yield host_checks.memory(hardware.free_memory())
 
 
-def _of_another(host: str, checks: list[Check]) -> list[Check]:
-    """What is wrong on another host, under its name; not what all say of each other."""
+def _problems_on(host: str, checks: list[Check]) -> list[Check]:
+    """Warnings and failures of another host, prefixed with its name."""
     return [
         replace(check, sentence=f"on {host}: {check.sentence}")
         for check in checks
-        if check.status != OK and check.name not in _OF_ALL
+        if check.status != OK and check.name not in _SHARED_CHECKS
     ]
 
 
-def _tell(checks: list[Check], aloud: bool = True) -> int:
+def _report(checks: list[Check], print_table: bool = True) -> int:
     """Print the table; returns the exit code."""
-    if aloud:
+    if print_table:
         _print(checks)
     return 2 if any(check.status == FAILED for check in checks) else 0
 
@@ -130,7 +138,7 @@ def _print(checks: list[Check]) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=1000)  # A line a check, for who searches in it.
+        console = Console(width=1000)  # One line per check, so that grep works.
     table = Table.grid(padding=(0, 2))
     for check in checks:
         status = Text(check.status, _COLOURS[check.status])

@@ -39,8 +39,8 @@ Examples:
   metricjax embed runs/quickstart photos.zip --out embeddings.npz
   metricjax embed gs://bucket/run --part test --out test.parquet
 
-Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
-1 a fault of metricjax, with a traceback.
+Exit code: 0 done; 2 an input error, reported in one sentence; 130 stopped by Ctrl-C;
+1 a bug in metricjax, with a traceback.
 """
 
 

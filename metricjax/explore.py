@@ -41,8 +41,8 @@ Examples:
   metricjax explore runs/quickstart
   metricjax explore runs/quickstart photos.zip --out photos.html
 
-Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
-1 a fault of metricjax, with a traceback.
+Exit code: 0 done; 2 an input error, reported in one sentence; 130 stopped by Ctrl-C;
+1 a bug in metricjax, with a traceback.
 """
 
 

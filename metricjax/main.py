@@ -1,17 +1,21 @@
-"""`metricjax train`, `plan`, `folds` and `compare`, or `--mode` of this module."""
+"""`metricjax train`, `plan`, `folds` and `compare`; also `main --mode NAME`.
+
+Come here for their usage texts and for what each of them calls.
+"""
 
 import sys
+from functools import partial
 
 from metricjax.cli.parser import answer
 from metricjax.errors import InputError
 
 _EXIT = """
-Exit code: 0 done, or stopped by SIGTERM or Ctrl-C and saved; 2 something to mend, told
-in one sentence; 1 a fault of metricjax, with a traceback, or of several hosts one that
-was lost, told in one sentence (run the same command again). All hosts end together.
+Exit code: 0 done, or stopped by SIGTERM or Ctrl-C and saved; 2 an input error, reported
+in one sentence; 1 a bug in metricjax, with a traceback, or a lost host, reported in one
+sentence (run the same command again). All hosts end together.
 """
 _SETTINGS = """\
-  --config FILE[:VARIANT]  what to run; among the files in configs/ are
+  --config FILE[:VARIANT]  the run to train; configs/ has, among others,
                              configs/quickstart.py           letters drawn from
                                typefaces; needs no data, takes about two minutes
                              configs/omniglot.py             handwritten characters
@@ -22,7 +26,7 @@ _SETTINGS = """\
                              --config.objective.terms.triplet.margin=0.2
 """
 _WORKDIR = """\
-  --workdir DIR            where the run is kept (default: runs/FILE[-VARIANT]):
+  --workdir DIR            where the run is saved (default: runs/FILE[-VARIANT]):
                              report.html, explorer.html, results.json,
                              metrics.jsonl, checkpoints/; also gs://bucket/run
 """
@@ -56,9 +60,9 @@ metricjax plan: what a run will need, before it starts.
   metricjax plan --config FILE[:VARIANT] [--config.KEY=VALUE ...]
 
 Trains nothing and writes nothing. Prints memory, the time of a step and of the run, and
-the largest batch that fits: on the devices that are here, of which a few steps are
-measured, or on TPU chips that are not, for which programs are compiled and times
-estimated (needs metricjax[plan]).
+the largest batch that fits: on this machine's devices, where a few steps are timed, or
+on TPU chips elsewhere, for which programs are compiled and times estimated (needs
+metricjax[plan]).
 
 {_SETTINGS}{_COMMON}
 Examples:
@@ -98,7 +102,7 @@ Examples:
   metricjax compare runs/cgd-seed0 runs/cgd-seed1 runs/abe-seed0 runs/abe-seed1
   metricjax compare runs/before runs/after --format latex
 
-Exit code: 0 done; 2 something to mend, told in one sentence; 1 a fault of metricjax.
+Exit code: 0 done; 2 an input error, reported in one sentence; 1 a bug in metricjax.
 """,
 }
 USAGE = USAGES["train"]
@@ -111,7 +115,10 @@ def main(arguments: list[str] | None = None, command: str = "train") -> int:
       arguments: None: those of this process.
       command: one of `USAGES`: the mode where --mode names no other.
     """
-    return answer(arguments, USAGES[command], lambda given: _run(given, command))
+    # A Ctrl-C during training is handled by the training loop, which saves and ends.
+    # Any other one is raised: the traceback shows what was interrupted.
+    run = partial(_run, command=command)
+    return answer(arguments, USAGES[command], run, stopped=None)
 
 
 def _run(arguments: list[str], command: str) -> int:

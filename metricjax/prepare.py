@@ -41,8 +41,8 @@ Examples:
   metricjax prepare --name sop Stanford_Online_Products.zip --out gs://bucket/sop
   metricjax prepare --verify packed
 
-Exit code: 0 done; 2 something to mend, told in one sentence, or damage found, or not
-fit for training; 130 stopped by Ctrl-C; 1 a fault of metricjax, with a traceback.
+Exit code: 0 done; 2 an input error, reported in one sentence, or damage found, or not
+fit for training; 130 stopped by Ctrl-C; 1 a bug in metricjax, with a traceback.
 """
 CHECK_USAGE = """\
 metricjax check: is a data set fit for training?
@@ -66,33 +66,8 @@ Examples:
   metricjax check photos.zip
   metricjax check --name cars car_ims.tgz --out cars.html
 
-Exit code: 0 fit for training; 2 not fit, or something to mend, told in one sentence;
-130 stopped by Ctrl-C; 1 a fault of metricjax, with a traceback.
-"""
-CHECK_USAGE = """\
-metricjax check: is a data set fit for training?
-
-  metricjax check SOURCE [--name NAME] [--out PAGE.html]
-
-Looks at every image once and prints what is wrong: unreadable images, copies in train
-and test, copies under two labels, classes too small. Writes a page with pictures.
-
-  SOURCE             a directory, .zip or .tar of class folders or with a labels.csv,
-                       or what --name says
-  --name NAME        folder (default), cub, cars, sop, inshop, tfds:NAME or glyphs
-  --out PAGE.html    the page (default: check.html)
-  --cropped          crop to the bounding boxes of cub and cars
-  --closed-set       allow classes that are in both train and test
-  --threads N        that decode images (default: 2 per processor, at most 32)
-  --help, --version  this text; the version
-
-Examples:
-
-  metricjax check photos.zip
-  metricjax check --name cars car_ims.tgz --out cars.html
-
-Exit code: 0 fit for training; 2 not fit, or something to mend, told in one sentence;
-130 stopped by Ctrl-C; 1 a fault of metricjax, with a traceback.
+Exit code: 0 fit for training; 2 not fit, or an input error, reported in one sentence;
+130 stopped by Ctrl-C; 1 a bug in metricjax, with a traceback.
 """
 
 

@@ -56,14 +56,14 @@ Examples:
   metricjax search runs/quickstart --gallery photos.zip new.jpg
   metricjax search runs/quickstart --gallery photos.zip queries/ --html found.html
 
-Exit code: 0 done; 2 something to mend, told in one sentence; 130 stopped by Ctrl-C;
-1 a fault of metricjax, with a traceback.
+Exit code: 0 done; 2 an input error, reported in one sentence; 130 stopped by Ctrl-C;
+1 a bug in metricjax, with a traceback.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    stopped = "stopped; what is embedded by now is kept."
+    stopped = "stopped; the embeddings computed so far are saved."
     return answer(arguments, USAGE, lambda given: _run(_parse(given)), stopped=stopped)
 
 

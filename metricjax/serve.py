@@ -41,14 +41,14 @@ Examples:
 A picture may have 16 MiB and 16 million pixels, a JPEG 50 million. There is no
 password: whoever reaches the address can search.
 
-Exit code: 0 ended by SIGTERM or Ctrl-C; 2 something to mend, told in one sentence; 130
-stopped before it served; 1 a fault of metricjax, with a traceback.
+Exit code: 0 ended by SIGTERM or Ctrl-C; 2 an input error, reported in one sentence; 130
+stopped before it served; 1 a bug in metricjax, with a traceback.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    stopped = "stopped; what is embedded by now is kept."
+    stopped = "stopped; the embeddings computed so far are saved."
     return answer(arguments, USAGE, lambda given: _run(_parse(given)), stopped=stopped)
 
 

@@ -29,7 +29,7 @@ def answer(
     usage: str,
     run: Callable[[list[str]], int],
     *,
-    stopped: str = "stopped.",
+    stopped: str | None = "stopped.",
     without_arguments: bool = False,
 ) -> int:
     """Run a command line; returns the exit code.
@@ -39,12 +39,12 @@ def answer(
       usage: what --help prints; also printed, with exit code 2, where there are no
         arguments.
       run: called with the arguments, returns the exit code.
-      stopped: printed after Ctrl-C.
+      stopped: printed after Ctrl-C; None: KeyboardInterrupt is raised instead.
       without_arguments: whether the command also runs without any.
 
     Returns:
       What `run` returns; 0 after --help or --version; 2 after an `InputError`; 130
-      after Ctrl-C. Other errors are faults of metricjax: they are raised.
+      after Ctrl-C. Other errors are bugs in metricjax: they are raised.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--version" in arguments:
@@ -62,5 +62,7 @@ def answer(
         print(f"metricjax: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if stopped is None:
+            raise
         print(f"metricjax: {stopped}", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""`metricjax COMMAND`: every command behind one door, and what is said at the door."""
+"""The `metricjax` console script: commands, help, version, and import time."""
 
 import importlib.metadata
 import subprocess
@@ -8,10 +8,11 @@ import pytest
 
 import metricjax
 from metricjax import __main__ as door
+from metricjax import doctor
 from metricjax import main as main_module
 
 MODES = ("train", "plan", "folds", "compare")
-# Loaded by nothing that only prints a text.
+# Slow imports that printing a help text must not need.
 HEAVY = {"jax", "flax", "numpy", "ml_collections", "PIL", "orbax"}
 
 
@@ -57,11 +58,12 @@ def test_the_version_stands_in_one_place():
     [
         (
             ["trian", "--config", "x.py"],
-            "'trian' is no command (did you mean 'train'?)",
+            "no command 'trian' (did you mean 'train'?)",
         ),
-        (["photos.zip"], "'photos.zip' is no command"),
+        (["photos.zip"], "no command 'photos.zip'"),
         (["--config", "x.py"], "write metricjax train --config ..."),
         (["--config.steps=2"], "write metricjax train --config.steps ..."),
+        (["--mode", "plan", "--config", "x.py"], "write metricjax train --mode ..."),
         (["--gallery=x"], "write metricjax COMMAND --gallery ..."),
         (["plan", "--config", "x.py", "--mode", "train"], "plan takes no --mode"),
         (["folds", "--mode=plan"], "folds takes no --mode"),
@@ -94,6 +96,32 @@ def test_a_mode_is_a_command(command, monkeypatch):
     flags = [] if command == "train" else ["--mode", command]
     assert seen[0] == [*flags, "--config", "x.py"]
     assert sorted(seen[1]) == sorted(["--mode", command, "--config", "x.py"])
+
+
+@pytest.mark.parametrize("module", [main_module, doctor])
+def test_ctrl_c_is_raised(module, monkeypatch):
+    """Training handles Ctrl-C itself; what remains is raised with its traceback."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        module.main(["--workdir", "x"])
+
+
+def test_python_m_metricjax_is_the_console_script():
+    results = [
+        subprocess.run(
+            [sys.executable, "-m", "metricjax", *arguments],
+            capture_output=True,
+            text=True,
+        )
+        for arguments in (["--version"], ["trian"])
+    ]
+    assert [result.returncode for result in results] == [0, 2]
+    assert results[0].stdout == f"metricjax {metricjax.__version__}\n"
+    assert results[1].stderr.startswith("metricjax: there is no command 'trian'")
 
 
 def test_check_is_prepare_check(tmp_path, monkeypatch, capsys):
