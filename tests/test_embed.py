@@ -181,7 +181,7 @@ def test_unfinished_embeddings_of_something_else(tiny, opened, tmp_path, capsys)
     words = refuse(capsys, half, "--out", "emb.npz")
     assert "holds 84 embeddings of other images" in words
     assert main(["run", str(tiny.shapes), "--out", "emb.npz"]) == 0
-    assert "Going on after 84 images" in capsys.readouterr().out
+    assert "Resuming after 84 images" in capsys.readouterr().out
 
 
 def environment(tiny, devices=1):
@@ -244,7 +244,7 @@ def test_killed_and_started_again(tiny, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "emb.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
-    gone_on = [int(n) for n in re.findall(r"Going on after (\d+)", result.stdout)]
+    gone_on = [int(n) for n in re.findall(r"Resuming after (\d+)", result.stdout)]
     assert 16 <= gone_on[0] < 32 and 48 <= gone_on[1] < 64 and gone_on[2:] == [84]
     assert sorted(os.listdir(tmp_path)) == ["emb.npz", "whole.npz"]
 

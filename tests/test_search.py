@@ -244,4 +244,4 @@ def test_the_disk_gets_full(place, capsys, monkeypatch):
         patched.setattr(PartialEmbeddings, "append", full)
         words = refuse(capsys, *arguments)
     assert "unfinished: the disk is full; free some space" in words
-    assert "Going on after 32 images." in search(capsys, *arguments).err
+    assert "Resuming after 32 images." in search(capsys, *arguments).err

@@ -1,4 +1,8 @@
-"""The embeddings of images written into a file, or the rest of them."""
+"""Embed images into one file (`python -m metricjax.embed`), resumably.
+
+Until the file is complete the embeddings are in `FILE.unfinished/`, see
+`partial_embeddings`.
+"""
 
 import glob
 import hashlib
@@ -27,18 +31,18 @@ def write(
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write the embeddings of all images into a file; on all hosts.
+    """Write the embeddings of all images to a file. To be called on all hosts.
 
     Args:
       trained: the network.
       split: the images.
       out: .npz or .parquet.
-      threads: that read images.
-      progress: called with how many images are done and how many there are.
+      threads: number of threads that read images.
+      progress: called with the numbers of images done and in total.
 
     Raises:
-      InputError: `out` is there and holds something else, or cannot be written; no
-        image can be decoded; or the disk is full, and what is done stays.
+      InputError: `out` exists with other embeddings, or cannot be written; no image
+        can be decoded; or the disk is full, and what is done stays.
     """
     fill = partial(
         partial_embeddings.fill, trained=trained, split=split, threads=threads
@@ -54,21 +58,29 @@ def write(
         say_once(f"{out} is complete: there is nothing to do.")
         return
     directory = out.with_name(f"{out.name}.unfinished")
-    _make(directory)
+    _create(directory)
     with locked(directory, f"Another process writes {out}: wait for it."):
-        rows = _begun(directory, trained, keys)
-        before, began = rows.count, time.perf_counter()
-        fill(rows, progress=progress)
+        partial_rows = partial_embeddings.resume_or_begin(
+            directory,
+            trained.identity,
+            keys,
+            trained.width,
+            say=say_once,
+            on_mismatch=partial(_refuse_other, trained=trained),
+        )
+        before, began = partial_rows.count, time.perf_counter()
+        fill(partial_rows, progress=progress)
         seconds = time.perf_counter() - began
-        _finish(trained, split, rows, _digest(split, keys), out)
+        _finish(trained, split, partial_rows, _digest(split, keys), out)
     rate = (len(split) - before) / seconds
     say_once(
-        f"{out}: {counted(len(split), 'embedding')} of {rows.width:,} numbers; "
+        f"{out}: {counted(len(split), 'embedding')} of {partial_rows.width:,} "
+        f"numbers; "
         f"{counted(len(split) - before, 'image')} in {seconds:,.1f} s ({rate:,.0f}/s)."
     )
 
 
-def _make(directory: Path) -> None:
+def _create(directory: Path) -> None:
     try:
         with disk_errors(directory):
             directory.mkdir(exist_ok=True)
@@ -80,59 +92,58 @@ def _make(directory: Path) -> None:
 
 
 def _is_complete(out: Path, trained: TrainedModel, images: str) -> bool:
-    """Whether the file holds already what is asked for; False if there is none.
+    """Whether the file already holds these embeddings; False if there is no file.
 
     Raises:
-      InputError: it holds something else.
+      InputError: it holds other embeddings.
     """
     if not out.exists():
         return False
-    found = embedding_files.load(out)
-    if (found.model, found.images) == (trained.identity, images):
+    existing = embedding_files.load(out)
+    if (existing.model, existing.images) == (trained.identity, images):
         return True
     raise InputError(
-        f"--out {out} holds embeddings of {_other(trained, found.model)}: choose "
-        "another file, or delete it."
+        f"--out {out} holds embeddings of {_difference(trained, existing.model)}: "
+        "choose another file, or delete it."
     )
 
 
-def _other(trained: TrainedModel, model: str) -> str:
+def _difference(trained: TrainedModel, model: str) -> str:
     return "other images" if model == trained.identity else "another model"
 
 
 def _digest(split: Split, keys) -> str:
-    """Of which images these are, of which classes."""
+    """A SHA-256 of the images, their classes and their categories."""
     names = [*split.class_names, *split.category_names]
     categories = b"" if split.categories is None else split.categories.tobytes()
     parts = (keys.tobytes(), split.labels.tobytes(), categories)
     return hashlib.sha256(b"".join(parts) + json.dumps(names).encode()).hexdigest()
 
 
-def _begun(directory: Path, trained: TrainedModel, keys) -> PartialEmbeddings:
-    """What an earlier start has left of the same images, or an empty beginning."""
-    rows = PartialEmbeddings.found(directory)
-    if rows is None:
-        return PartialEmbeddings.begun(directory, trained.identity, keys, trained.width)
-    if not rows.is_of(trained.identity, keys):
-        raise InputError(
-            f"{directory} holds {rows.count:,} embeddings of "
-            f"{_other(trained, rows.model)}: choose another --out, or delete the "
-            "directory."
-        )
-    say_once(f"Going on after {counted(rows.count, 'image')}.")
-    return rows
+def _refuse_other(partial_rows: PartialEmbeddings, trained: TrainedModel) -> None:
+    """Embeddings of something else may be wanted: never replace them unasked."""
+    raise InputError(
+        f"{partial_rows.directory} holds {partial_rows.count:,} embeddings of "
+        f"{_difference(trained, partial_rows.model)}: choose another --out, or delete "
+        "the directory."
+    )
 
 
 def _finish(
-    trained: TrainedModel, split: Split, rows: PartialEmbeddings, images: str, out: Path
+    trained: TrainedModel,
+    split: Split,
+    partial_rows: PartialEmbeddings,
+    images: str,
+    out: Path,
 ) -> None:
-    embedded = rows.embedded
+    """Write the complete file, then remove the unfinished one."""
+    embedded = partial_rows.embedded
     try:
         unreadable = partial_embeddings.unreadable(split, embedded.valid)
     except InputError:
-        rows.remove()
+        partial_rows.remove()
         raise
-    made = vectors.Vectors(
+    complete = vectors.Vectors(
         embeddings=embedded.embeddings,
         valid=embedded.valid,
         names=split.names,
@@ -143,15 +154,15 @@ def _finish(
         categories=split.categories,
         category_names=split.category_names,
     )
-    embedding_files.save(made, out)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
-        left.unlink()  # Of an earlier start that was killed while it wrote.
-    rows.remove()
+    embedding_files.save(complete, out)
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        leftover.unlink()  # Of an earlier process that was killed while writing.
+    partial_rows.remove()
     if unreadable:
         say_once(f"{unreadable}; their rows are marked as not valid.")
 
 
 def say_once(note: str) -> None:
-    """Print a sentence, on the first host."""
+    """Print a sentence, on the first host only."""
     if jax.process_index() == 0:
         print(note, flush=True)

@@ -1,7 +1,7 @@
-"""A gallery embedded once, kept, and asked for the images nearest to others.
+"""The index of a gallery: its images and embeddings, cached, and exact search in it.
 
-What is kept is found by content: an image is embedded again if its name, size, time of
-change or checksum is another one, and all are if the model is.
+The cache goes by content: an image is embedded again if its name, size, modification
+time or checksum changes, and all images are if the model changes.
 """
 
 import os
@@ -16,12 +16,11 @@ from jaxtyping import Bool, Float, Int
 from metricjax.data.collections import open_collection
 from metricjax.data.datasets import Split, UnreadableImage
 from metricjax.errors import InputError, suggestion
-from metricjax.evaluation.neighbors import unit_rows
+from metricjax.evaluation import top_k
+from metricjax.evaluation.rows import unit_rows
 from metricjax.inference import embedding_files, index_cache, partial_embeddings
 from metricjax.inference.index_cache import CachedGallery
 from metricjax.inference.trained_model import TrainedModel
-
-_BLOCK = 1 << 26  # similarities that are held at a time
 
 
 def open_images(
@@ -33,9 +32,10 @@ def open_images(
     cropped: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Split:
-    """Images as the network wants them; see `collections.open_collection`.
+    """Open images with the channels and size that the model takes.
 
-    Without a source and a name, those of the data set that the run was made with.
+    Without a source and a name, the data set that the model was trained on; see
+    `collections.open_collection` for the arguments.
     """
     data = trained.config.data
     if source is None and name is None:
@@ -59,8 +59,8 @@ class Index:
     Attributes:
       split: the images, with names, labels and categories.
       embeddings: float32 [n, d], of unit length; 0 where not valid.
-      valid: bool [n], False for images that cannot be decoded; no search finds them.
-      directory: where what belongs to it may be kept; None: nowhere.
+      valid: bool [n], False for images that cannot be decoded; never returned.
+      directory: where files that belong to the index may be stored; None: nowhere.
     """
 
     split: Split
@@ -82,42 +82,41 @@ class Index:
         say: Callable[[str], None] = lambda note: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> "Index":
-        """The index of a gallery, of which only what is new is embedded.
+        """Open the index of a gallery; only images new to the cache are embedded.
 
         Args:
           trained: the network.
-          source, name, part, cropped: which images, see `open_images`; or a file that
-            `python -m metricjax.embed` has written.
-          directory: where to keep the index; None: in the user's cache directory.
-          threads: that read images.
-          say: called with each sentence worth printing.
-          progress: called with how many of the new images are embedded, and how many
-            there are.
+          source, name, part, cropped: which images, see `open_images`; or a file
+            written by `python -m metricjax.embed`.
+          directory: where to store the index; None: the user's cache directory.
+          threads: number of threads that read images.
+          say: called with each message for the user.
+          progress: called with the numbers of new images embedded so far and in total.
 
         Raises:
-          InputError: there is no image that can be decoded, the file was made by
-            another model, or the disk is full.
+          InputError: no image can be decoded, the file was made by another model, or
+            the disk is full.
         """
         home = index_cache.home() if directory is None else directory
-        place = [os.path.realpath(source) if source else None, name, part, cropped]
+        location = [os.path.realpath(source) if source else None, name, part, cropped]
         own = (
             None
             if home is None
-            else home / index_cache.name_of(trained.identity, place)
+            else home / index_cache.directory_name(trained.identity, location)
         )
         if name is None and str(source).lower().endswith(embedding_files.SUFFIXES):
-            return cls._of_file(trained, Path(source).expanduser(), own)
+            return cls._from_file(trained, Path(source).expanduser(), own)
         split = open_images(
             trained, source, name=name, part=part, cropped=cropped, say=say
         )
-        keeper = CachedGallery(trained, split, threads, say, progress)
+        gallery = CachedGallery(trained, split, threads, say, progress)
         if own is None:
             say("The cache directory cannot be written, so the index is not kept.")
             with tempfile.TemporaryDirectory(prefix="metricjax-") as scratch:
-                embedded = keeper.embedded(Path(scratch))
+                embedded = gallery.embedded(Path(scratch))
         else:
-            embedded = keeper.embedded(own)
-            if directory is None:  # A directory that was named is its owner's to clear.
+            embedded = gallery.embedded(own)
+            if directory is None:  # A directory the user names is theirs to clear.
                 index_cache.prune(home)
         unreadable = partial_embeddings.unreadable(split, embedded.valid)
         if unreadable:
@@ -125,43 +124,43 @@ class Index:
         return cls(split, embedded.embeddings, embedded.valid, own)
 
     @classmethod
-    def _of_file(cls, trained: TrainedModel, path: Path, own: Path | None) -> "Index":
-        found = embedding_files.load(path)
-        if found.model != trained.identity:
+    def _from_file(cls, trained: TrainedModel, path: Path, own: Path | None) -> "Index":
+        stored = embedding_files.load(path)
+        if stored.model != trained.identity:
             raise InputError(
-                f"{path} was made by another model ({found.model[:12]!r}, and this run "
-                f"is {trained.identity[:12]!r}): embed the images with this run by "
+                f"{path} was made by another model ({stored.model[:12]!r}, and this "
+                f"run is {trained.identity[:12]!r}): embed the images with this run by "
                 "python -m metricjax.embed, or name the run that made it."
             )
-        return cls(found.split, found.embeddings, found.valid, own)
+        return cls(stored.split, stored.embeddings, stored.valid, own)
 
     def __len__(self) -> int:
         return len(self.split)
 
     def with_images(self, pictures: Split) -> "Index":
-        """The same index, its images read from a collection that has their names."""
-        places = {name: place for place, name in enumerate(pictures.names)}
+        """The same index, its images read from a collection with the same names."""
+        positions = {name: position for position, name in enumerate(pictures.names)}
 
         def reader(row: int) -> np.ndarray:
             name = self.split.names[row]
-            if name not in places:
+            if name not in positions:
                 raise UnreadableImage(name, "it is not among the images given")
-            return pictures.read(places[name])
+            return pictures.read(positions[name])
 
         return replace(self, split=replace(self.split, reader=reader))
 
     def of_category(self, name: str) -> Bool[np.ndarray, " n"]:
-        """Which images are of a category.
+        """A mask of the images of a category.
 
         Raises:
           InputError: there is no such category.
         """
         names = list(self.split.category_names)
         if name not in names:
-            there = f"only {', '.join(names[:8])}" if names else "nor any other"
+            others = f"only {', '.join(names[:8])}" if names else "nor any other"
             raise InputError(
                 f"The gallery has no category {name!r}{suggestion(name, names)}, "
-                f"{there}: choose one that it has."
+                f"{others}: choose one that it has."
             )
         return self.split.categories == names.index(name)
 
@@ -174,17 +173,17 @@ class Index:
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
         """The images most similar to each query, exactly, the most similar first.
 
-        The products are those of `evaluation.nearest`, taken by numpy where the gallery
-        lies: for a few queries that is done before the gallery is on a device.
+        It searches on the host (`evaluation.top_k`), which for a few queries is done
+        before the gallery would be on a device.
 
         Args:
           queries: float [q, d], of unit length.
-          top: how many to find, at least 1.
-          among: bool [n], which images may be found; None: all that are valid.
+          top: number of neighbours, at least 1.
+          among: bool [n], which images may be returned; None: all that are valid.
 
         Returns:
           (similarities float32 [q, k], rows int64 [q, k]), where k is `top`, or fewer
-          if there are fewer images; equal similarities by their rows.
+          if there are fewer images; equal similarities by lowest row.
 
         Raises:
           InputError: queries that are not finite, not of unit length or of another
@@ -193,27 +192,6 @@ class Index:
         queries = unit_rows(queries, "queries", width=self.embeddings.shape[1])
         if top < 1:
             raise InputError(f"top is {top}: ask for 1 neighbour or more.")
-        hidden = ~self.valid if among is None else ~(self.valid & among)
-        found = min(int(top), len(self) - int(hidden.sum()))
-        similarities = np.empty((len(queries), found), np.float32)
-        rows = np.empty((len(queries), found), np.int64)
-        if found == 0:
-            return similarities, rows
-        step = max(1, _BLOCK // len(self))
-        for start in range(0, len(queries), step):
-            some = slice(start, start + step)
-            products = queries[some] @ self.embeddings.T
-            products[:, hidden] = -np.inf
-            for at, row in enumerate(products, start):
-                rows[at] = _largest(row, found)
-                similarities[at] = row[rows[at]]
-        return similarities, rows
-
-
-def _largest(values: Float[np.ndarray, " n"], count: int) -> Int[np.ndarray, " k"]:
-    """Where the largest values are, the first of equal ones first."""
-    least = np.partition(values, len(values) - count)[len(values) - count]
-    above = np.flatnonzero(values > least)
-    equal = np.flatnonzero(values == least)[: count - len(above)]
-    places = np.concatenate([above, equal])
-    return places[np.lexsort((places, -values[places]))]
+        allowed = self.valid if among is None else self.valid & among
+        k = min(int(top), int(allowed.sum()))
+        return top_k.search(queries, self.embeddings, k, allowed=allowed)

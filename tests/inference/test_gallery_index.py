@@ -10,9 +10,9 @@ from PIL import Image
 from metricjax import evaluation
 from metricjax.data.collections import open_collection
 from metricjax.errors import InputError
+from metricjax.evaluation import top_k
 from metricjax.inference import (
     embedding_files,
-    gallery_index,
     index_cache,
     partial_embeddings,
 )
@@ -137,7 +137,7 @@ def test_a_stop_costs_nothing(trained, gallery, tmp_path, changed):
     assert opened.said[0] == (
         "Embedding 12 images of 44 that are new."
         if changed
-        else "Going on after 32 images."
+        else "Resuming after 32 images."
     )
     expected = trained.embed(open_collection(gallery, channels=1))
     good = expected.valid
@@ -217,7 +217,7 @@ def random_index(count, width=16, seed=0, copies=3):
 @pytest.mark.parametrize("top", [1, 5, 1000])
 @pytest.mark.parametrize("block", [1, 1 << 26])
 def test_nearest_is_that_of_evaluation(top, block, monkeypatch):
-    monkeypatch.setattr(gallery_index, "_BLOCK", block)
+    monkeypatch.setattr(top_k, "SIMILARITIES_PER_BLOCK", block)
     found = random_index(300)
     queries = random_index(7, seed=1).embeddings
     queries[0] = found.embeddings[0]

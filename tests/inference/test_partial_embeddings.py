@@ -20,26 +20,26 @@ def block(start, count=4, width=8):
 @pytest.fixture
 def growing(tmp_path):
     """Twelve of sixteen images."""
-    growing = PartialEmbeddings.begun(tmp_path / "rows", "model", KEYS, 8)
+    growing = PartialEmbeddings.begin(tmp_path / "rows", "model", KEYS, 8)
     for start in (0, 4, 8):
         growing.append(block(start))
     return growing
 
 
 def test_what_was_left_is_found(growing):
-    found = PartialEmbeddings.found(growing.directory)
+    found = PartialEmbeddings.load(growing.directory)
     assert (found.count, found.width, found.model) == (12, 8, "model")
-    assert found.is_of("model", KEYS)
-    assert not found.is_of("other", KEYS) and not found.is_of("model", KEYS[:15])
+    assert found.matches("model", KEYS)
+    assert not found.matches("other", KEYS) and not found.matches("model", KEYS[:15])
     found.append(block(12))
-    embedded = PartialEmbeddings.found(growing.directory).embedded
+    embedded = PartialEmbeddings.load(growing.directory).embedded
     rows = np.concatenate([block(s).embeddings for s in (0, 4, 8, 12)])
     valid = np.concatenate([block(s).valid for s in (0, 4, 8, 12)])
     np.testing.assert_array_equal(embedded.valid, valid)
     np.testing.assert_array_equal(embedded.embeddings, rows * valid[:, None])
     found.remove()
     assert not found.directory.exists()
-    assert PartialEmbeddings.found(growing.directory) is None
+    assert PartialEmbeddings.load(growing.directory) is None
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,13 @@ def test_what_was_left_is_found(growing):
 )
 def test_what_is_cut_off_is_made_again(growing, name, size, count):
     os.truncate(growing.directory / name, size)
-    found = PartialEmbeddings.found(growing.directory)
+    found = PartialEmbeddings.load(growing.directory)
     assert found.count == count
     whole = count // 4 * 4
-    found.cut(whole)
+    found.truncate(whole)
     for start in range(whole, 16, 4):
         found.append(block(start))
-    again = PartialEmbeddings.found(growing.directory)
+    again = PartialEmbeddings.load(growing.directory)
     assert again.count == 16
     expected = block(12).embeddings * block(12).valid[:, None]
     np.testing.assert_array_equal(again.embedded.embeddings[12:], expected)
@@ -71,12 +71,12 @@ def test_rows_that_were_never_written(growing, value):
     rows = np.fromfile(growing.directory / "embeddings.bin", np.float32).reshape(12, 8)
     rows[9:] = value
     rows.tofile(growing.directory / "embeddings.bin")
-    assert PartialEmbeddings.found(growing.directory).count == 9
+    assert PartialEmbeddings.load(growing.directory).count == 9
 
 
 def test_without_any_rows(tmp_path):
-    growing = PartialEmbeddings.begun(tmp_path / "rows", "model", KEYS, 8)
-    assert PartialEmbeddings.found(growing.directory).count == 0
+    growing = PartialEmbeddings.begin(tmp_path / "rows", "model", KEYS, 8)
+    assert PartialEmbeddings.load(growing.directory).count == 0
     assert growing.embedded.embeddings.shape == (0, 8)
 
 
@@ -85,6 +85,6 @@ def test_without_any_rows(tmp_path):
 def test_what_is_of_no_use(growing, name, content):
     path = growing.directory / name
     path.unlink() if content is None else path.write_bytes(content)
-    assert PartialEmbeddings.found(growing.directory) is None
-    again = PartialEmbeddings.begun(growing.directory, "model", KEYS, 8)
-    assert PartialEmbeddings.found(again.directory).count == 0
+    assert PartialEmbeddings.load(growing.directory) is None
+    again = PartialEmbeddings.begin(growing.directory, "model", KEYS, 8)
+    assert PartialEmbeddings.load(again.directory).count == 0
