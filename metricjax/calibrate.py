@@ -1,4 +1,4 @@
-"""`metricjax calibrate`: thresholds from one's own labelled images."""
+"""`metricjax calibrate`: similarity thresholds from labelled images."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`metricjax explore`: a page to walk through images by their neighbours."""
+"""`metricjax explore`: an HTML page to browse images by their neighbours."""
 
 import argparse
 import sys

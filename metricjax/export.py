@@ -1,4 +1,4 @@
-"""`metricjax export`: a trained network as a file for other programs."""
+"""`metricjax export`: a trained network as an ONNX or StableHLO file."""
 
 import argparse
 import sys

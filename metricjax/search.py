@@ -1,4 +1,4 @@
-"""`metricjax search`: the images of a gallery most like some others."""
+"""`metricjax search`: the nearest gallery images of each query image."""
 
 import argparse
 import json
@@ -153,7 +153,7 @@ def _queries(
 def _embedded(
     trained: "TrainedModel", split: "Split", threads: int | None
 ) -> "Embedded":
-    """Of all images; of few of them without filling up a whole batch."""
+    """Embed a split; a few images are not padded to a full batch."""
     import numpy as np
 
     from metricjax.data.datasets import UnreadableImage

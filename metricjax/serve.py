@@ -1,4 +1,4 @@
-"""`metricjax serve`: a page and an address that answer with neighbours."""
+"""`metricjax serve`: a web page and an API for image search."""
 
 import argparse
 import os
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _application(options: argparse.Namespace, is_local: bool, say):
-    """The index, the model and their routes; what takes long is said."""
+    """Build the web application; slow steps are reported through `say`."""
     from metricjax.inference.trained_model import TrainedModel
     from metricjax.runtime import compilation_cache
     from metricjax.serving import application, guard, searching, uploads

@@ -1,4 +1,4 @@
-"""Flags and config file to settings, every mistake in one sentence."""
+"""Parses the flags and the config file of a run; each mistake is one sentence."""
 
 import ast
 import importlib.util

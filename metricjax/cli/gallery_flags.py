@@ -1,4 +1,4 @@
-"""The gallery that `search` and `serve` are told of: its options, and its index."""
+"""The gallery options of `search` and `serve`, and opening the index they name."""
 
 import argparse
 from collections.abc import Callable
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The options that name a gallery and say how it is read and kept."""
+    """Add the options for the gallery: its source, reading and caching."""
     for option in ("gallery", "images", "name", "part", "index"):
         parser.add_argument(f"--{option}")
     parser.add_argument("--cropped", action="store_true")
@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise `InputError` for what cannot be; no gallery is the run's test images."""
+    """Raise `InputError` for invalid options; default to the test images."""
     if options.threads is not None and options.threads < 1:
         raise InputError("--threads must be 1 or more.")
     if options.gallery is None and options.name is None and options.part is None:
@@ -32,7 +32,7 @@ def check(options: argparse.Namespace) -> None:
 def open_index(
     options: argparse.Namespace, trained: "TrainedModel", say: Callable[[str], None]
 ) -> "Index":
-    """The gallery's index, embedded with a progress bar as far as it is new."""
+    """Open the gallery's index, embedding new images with a progress bar."""
     from metricjax.inference.gallery_index import Index, open_images
 
     with progress_bar("embedding") as progress:
