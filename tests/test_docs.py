@@ -1,4 +1,4 @@
-"""What the pages of docs/ print is what their snippets print."""
+"""Code blocks on the pages run and print what the page says; links and names exist."""
 
 import contextlib
 import io
@@ -7,7 +7,9 @@ import re
 import pytest
 from paths import ROOT
 
-from metricjax.config import default_config
+from metricjax.config import default_config, terms
+from metricjax.models import embedder
+from metricjax.objectives import registry
 
 PAGES = ROOT / "docs"
 # A snippet, and what it prints if it prints anything.
@@ -34,6 +36,21 @@ def test_snippets_print_what_the_page_says(page, tmp_path, monkeypatch):
         with contextlib.redirect_stdout(printed):
             exec(compile(code, page, "exec"), namespace)
         assert printed.getvalue() == said, code
+
+
+def test_the_examples_of_contributing_run():
+    """In page order, in one session; registered names are removed at the end."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    snippets = [code for code, _ in SNIPPET.findall(text)]
+    assert len(snippets) == 5
+    namespace = {}
+    try:
+        for code in snippets:
+            exec(compile(code, "CONTRIBUTING.md", "exec"), namespace)
+        assert terms(mean_gap={})["mean_gap"]["margin"] == 0.5
+    finally:
+        registry.LOSSES.pop("mean_gap", None)
+        embedder.BACKBONES.pop("two_blocks", None)
 
 
 def anchors(text):
