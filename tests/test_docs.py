@@ -7,6 +7,7 @@ import re
 import pytest
 from paths import ROOT
 
+from metricjax.__main__ import COMMANDS
 from metricjax.config import default_config, terms
 from metricjax.models import embedder
 from metricjax.objectives import registry
@@ -83,6 +84,9 @@ def test_files_and_modules_that_are_named_exist(page):
         assert (ROOT / name).exists(), name
     for name in modules:
         assert (ROOT / f"{name.replace('.', '/')}.py").exists(), name
+    commands = re.findall(r"(?:^|[`/])metricjax ([a-z]+)\b", text, re.MULTILINE)
+    for name in commands:
+        assert name in COMMANDS, name
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda p: str(p.relative_to(ROOT)))
