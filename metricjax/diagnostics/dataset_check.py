@@ -5,17 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from metricjax.data.checks import sentences
-from metricjax.data.checks.findings import (
+from metricjax.data.checks import messages
+from metricjax.data.checks.dataset_report import (
     ACROSS_CLASSES,
     ACROSS_SPLITS,
     WITHIN_CLASS,
-    Findings,
+    DatasetReport,
     check,
 )
 from metricjax.data.datasets import Dataset, UnreadableImage
 from metricjax.errors import InputError, counted
-from metricjax.reports import dataset_check as report
+from metricjax.reports import dataset_check
 from metricjax.reports.dataset_check import Section
 from metricjax.reports.studies import Pictures
 from metricjax.reports.thumbnails import thumbnail
@@ -57,9 +57,9 @@ def run(
             f"The page {str(page)!r} cannot be written there: name a file in a "
             "directory that exists."
         )
-    findings = check(dataset, threads=threads, progress=progress)
-    problems, warnings = sentences.problems(findings), sentences.warnings(findings)
-    facts = sentences.facts(findings)
+    report = check(dataset, threads=threads, progress=progress)
+    problems, warnings = messages.problems(report), messages.warnings(report)
+    facts = messages.facts(report)
     for sentence in facts:
         say(_printable(sentence))
     for sentence in warnings:
@@ -68,7 +68,7 @@ def run(
         say(_printable(f"Not fit for training: {sentence}"))
     if not problems:
         say("Fit for training.")
-    text = report.render(
+    text = dataset_check.render(
         name=dataset.name,
         problems=problems,
         warnings=warnings,
@@ -78,10 +78,10 @@ def run(
             for title, split in _splits(dataset).items()
         ],
         class_sizes={
-            title: findings.class_sizes(split)
+            title: report.class_sizes(split)
             for title, split in _splits(dataset).items()
         },
-        sections=_sections(findings),
+        sections=_sections(report),
         notes=dataset.notes,
     )
     try:
@@ -104,16 +104,16 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _sections(findings: Findings) -> list[Section]:
+def _sections(report: DatasetReport) -> list[Section]:
     sections = [
         _pairs(
-            findings,
+            report,
             ACROSS_SPLITS,
             "In train and in test",
             "Images of the test split and their copies in train.",
         ),
         _pairs(
-            findings,
+            report,
             ACROSS_CLASSES,
             "The same under two classes",
             "Copies in one split whose classes differ: one label is probably wrong.",
@@ -121,15 +121,15 @@ def _sections(findings: Findings) -> list[Section]:
         _lines(
             "Unreadable images",
             [
-                (findings.name(image), reason)
-                for image, reason in findings.unreadable.items()
+                (report.name(image), reason)
+                for image, reason in report.unreadable.items()
             ],
         ),
-        _lines("Files left out", findings.dataset.skipped),
-        _unusual(findings),
-        _smallest_classes(findings),
+        _lines("Files left out", report.dataset.skipped),
+        _unusual(report),
+        _smallest_classes(report),
         _pairs(
-            findings,
+            report,
             WITHIN_CLASS,
             "Copies within a class",
             "Harmless, but such a pair teaches nothing.",
@@ -138,32 +138,34 @@ def _sections(findings: Findings) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _pairs(findings: Findings, relation: int, title: str, text: str) -> Section | None:
+def _pairs(
+    report: DatasetReport, relation: int, title: str, text: str
+) -> Section | None:
     """The pairs of a kind: identical ones first, then the most alike."""
-    found = np.flatnonzero(findings.relations == relation)
+    found = np.flatnonzero(report.relations == relation)
     if not len(found):
         return None
-    found = found[np.lexsort((-findings.alike[found], ~findings.identical[found]))]
+    found = found[np.lexsort((-report.alike[found], ~report.identical[found]))]
     rows = []
     for at in found[:MAX_PAIRS]:
-        same = findings.identical[at]
-        title_of_pair = "identical" if same else f"{findings.alike[at]:.1%} alike"
-        rows.append(_pictures(findings, title_of_pair, findings.pairs[at]))
+        same = report.identical[at]
+        title_of_pair = "identical" if same else f"{report.alike[at]:.1%} alike"
+        rows.append(_pictures(report, title_of_pair, report.pairs[at]))
     shown = f" {_shown(len(found), MAX_PAIRS, 'pair')}"
     return Section(title, text + shown, tuple(rows))
 
 
-def _unusual(findings: Findings) -> Section | None:
-    outliers = sentences.unusual_sizes(findings)
-    images = {int(image): "one shade" for image in findings.blank}
+def _unusual(report: DatasetReport) -> Section | None:
+    outliers = messages.unusual_sizes(report)
+    images = {int(image): "one shade" for image in report.blank}
     images |= {outlier.image: outlier.kind for outlier in outliers}
     if not images:
         return None
-    width, height = findings.sizes.T
+    width, height = report.sizes.T
     captions = [
         f"{kind}, {width[image]} x {height[image]}" for image, kind in images.items()
     ]
-    row = _pictures(findings, "", list(images)[:MAX_PICTURES], captions)
+    row = _pictures(report, "", list(images)[:MAX_PICTURES], captions)
     text = (
         "Tiny or huge: a quarter or four times of the median side; long: four times as "
         f"long as wide. {_shown(len(images), MAX_PICTURES, 'image')}"
@@ -171,11 +173,11 @@ def _unusual(findings: Findings) -> Section | None:
     return Section("Unusual images", text, (row,))
 
 
-def _smallest_classes(findings: Findings) -> Section | None:
+def _smallest_classes(report: DatasetReport) -> Section | None:
     """One image of each of the smallest classes, if classes differ in size."""
     smallest = []
-    for title, split in _splits(findings.dataset).items():
-        sizes = findings.class_sizes(split)
+    for title, split in _splits(report.dataset).items():
+        sizes = report.class_sizes(split)
         few = np.flatnonzero((sizes > 0) & (sizes < np.median(sizes) / 2))
         smallest += [(int(sizes[c]), title, int(c)) for c in few]
     if not smallest:
@@ -183,15 +185,15 @@ def _smallest_classes(findings: Findings) -> Section | None:
     smallest.sort(key=lambda one: one[0])
     images, captions = [], []
     for size, title, c in smallest[:MAX_PICTURES]:
-        split = _splits(findings.dataset)[title]
-        index = np.flatnonzero(findings.readable_of(split) & (split.labels == c))[0]
-        images.append(findings.number(split, index))
+        split = _splits(report.dataset)[title]
+        index = np.flatnonzero(report.readable_of(split) & (split.labels == c))[0]
+        images.append(report.number(split, index))
         captions.append(f"{title.lower()}: {counted(size, 'image')}")
     text = (
         "Classes of fewer than half the median number of images, one of each. "
         f"{_shown(len(smallest), MAX_PICTURES, 'class', 'classes')}"
     )
-    row = _pictures(findings, "", images, captions)
+    row = _pictures(report, "", images, captions)
     return Section("The smallest classes", text, (row,))
 
 
@@ -208,18 +210,18 @@ def _shown(total: int, most: int, noun: str, plural: str | None = None) -> str:
     return f"{found}." if total <= most else f"{found}; the first {most} are shown."
 
 
-def _pictures(findings: Findings, title: str, images, captions=None) -> Pictures:
+def _pictures(report: DatasetReport, title: str, images, captions=None) -> Pictures:
     """Images side by side, each with its name and class."""
     items = []
     for at, image in enumerate(images):
-        split, index = findings.place(image)
+        split, index = report.place(image)
         try:
             picture = thumbnail(split.read(index))
         except UnreadableImage as error:  # It was readable a moment ago.
             title = str(error)
             continue
-        side = "test" if findings.is_test(image) else "train"
+        side = "test" if report.is_test(image) else "train"
         remark = captions[at] if captions else side
-        caption = f"{remark}, {findings.class_name(image)}: {findings.name(image)}"
+        caption = f"{remark}, {report.class_name(image)}: {report.name(image)}"
         items.append((caption, picture))
     return Pictures(title, tuple(items))

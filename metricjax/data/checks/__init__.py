@@ -1,5 +1,5 @@
-"""Is a data set fit for training? Findings about its images, and sentences on them.
+"""Is a data set fit for training? Checks of its images, and messages about them.
 
-`findings` looks at every image once, `perceptual_hash` finds copies, `sentences` says
-what is wrong, `packed_integrity` verifies packed shards.
+`dataset_report` decodes every image once, `perceptual_hash` finds near-duplicates,
+`messages` turns the report into sentences, `packed_integrity` verifies packed shards.
 """

@@ -1,16 +1,24 @@
-"""What `findings` found, in sentences: is the data set fit for training?"""
+"""Messages about a `DatasetReport`: problems, warnings and facts, one sentence each.
+
+Come here to add a check of a data set: `problems` make it unfit for training (the exit
+code), `warnings` do not, `facts` describe it.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from metricjax.data.checks.findings import ACROSS_CLASSES, WITHIN_CLASS, Findings
+from metricjax.data.checks.dataset_report import (
+    ACROSS_CLASSES,
+    WITHIN_CLASS,
+    DatasetReport,
+)
 from metricjax.data.datasets import Split
 from metricjax.errors import counted
 
-# A size is unusual from so many times the median on, or a quarter of it; and so is a
-# picture that is so many times as long as it is wide.
+# An image is of unusual size if it is this many times larger or smaller than the
+# median, or this many times as long as wide.
 UNUSUAL = 4
 
 
@@ -22,36 +30,36 @@ class Outlier:
     kind: str
 
 
-def problems(findings: Findings) -> list[str]:
-    """Why training or its evaluation would mean nothing; empty if they would not."""
-    return list(_problems(findings))
+def problems(report: DatasetReport) -> list[str]:
+    """Why training or evaluation would be meaningless; empty if they are not."""
+    return list(_problems(report))
 
 
-def _problems(findings: Findings) -> Iterable[str]:
-    train, test = findings.dataset.train, findings.dataset.test
-    total, bad = len(findings.sizes), len(findings.unreadable)
+def _problems(report: DatasetReport) -> Iterable[str]:
+    train, test = report.dataset.train, report.dataset.test
+    total, bad = len(report.sizes), len(report.unreadable)
     if 2 * bad >= total:
         yield (
             f"{bad:,} of {counted(total, 'image')} cannot be "
-            f"read{_first_bad(findings)}: replace the files."
+            f"read{_first_unreadable(report)}: replace the files."
         )
     if bad == total:
         return
-    usable = int((findings.class_sizes(train) >= 2).sum())
+    usable = int((report.class_sizes(train) >= 2).sum())
     if usable < 2:
         yield (
             f"In train {counted(usable, 'class has', 'classes have')} two readable "
             "images: an embedding is learned from at least two such classes; add "
             "images."
         )
-    queries, answerable = _queries(findings)
+    queries, answerable = _queries(report)
     if not answerable:
         yield (
             f"None of the {counted(queries, 'query', 'queries')} of the test split has "
             "another image of its class to find: nothing could be measured; add images "
             "or mark the gallery."
         )
-    leaked, tested = len(findings.leaked), int(findings.readable_of(test).sum())
+    leaked, tested = len(report.leaked), int(report.readable_of(test).sum())
     if 2 * leaked > tested:
         yield (
             f"{leaked:,} of {counted(tested, 'test image')} are also in train: what is "
@@ -59,17 +67,17 @@ def _problems(findings: Findings) -> Iterable[str]:
         )
 
 
-def warnings(findings: Findings) -> list[str]:
-    """What training survives, but someone should look at."""
-    return list(_warnings(findings))
+def warnings(report: DatasetReport) -> list[str]:
+    """What does not prevent training, but someone should look at."""
+    return list(_warnings(report))
 
 
-def _warnings(findings: Findings) -> Iterable[str]:
-    bad, skipped = len(findings.unreadable), findings.dataset.skipped
-    if 0 < 2 * bad < len(findings.sizes):
+def _warnings(report: DatasetReport) -> Iterable[str]:
+    bad, skipped = len(report.unreadable), report.dataset.skipped
+    if 0 < 2 * bad < len(report.sizes):
         yield (
-            f"{counted(bad, 'image')} cannot be read{_first_bad(findings)}: training "
-            "leaves such images out; replace or remove the files."
+            f"{counted(bad, 'image')} cannot be read{_first_unreadable(report)}: "
+            "training leaves such images out; replace or remove the files."
         )
     if skipped:
         name, reason = skipped[0]
@@ -77,58 +85,58 @@ def _warnings(findings: Findings) -> Iterable[str]:
             f"{counted(len(skipped), 'file is', 'files are')} left out, the first "
             f"{name} ({reason})."
         )
-    yield from _leaks(findings)
-    yield from _label_noise(findings)
-    yield from _lonely(findings)
-    if len(findings.blank):
+    yield from _leaks(report)
+    yield from _label_noise(report)
+    yield from _single_images(report)
+    if len(report.blank):
         yield (
-            f"{counted(len(findings.blank), 'image is', 'images are')} of one shade, "
-            f"the first {findings.name(findings.blank[0])}: there is nothing to see."
+            f"{counted(len(report.blank), 'image is', 'images are')} of one shade, "
+            f"the first {report.name(report.blank[0])}: there is nothing to see."
         )
-    yield from _unusual_sizes(findings)
+    yield from _unusual_sizes(report)
 
 
-def _leaks(findings: Findings) -> Iterable[str]:
-    tested = int(findings.readable_of(findings.dataset.test).sum())
-    leaked, nearly = len(findings.leaked), len(findings.nearly_leaked)
+def _leaks(report: DatasetReport) -> Iterable[str]:
+    tested = int(report.readable_of(report.dataset.test).sum())
+    leaked, nearly = len(report.leaked), len(report.nearly_leaked)
     if 0 < 2 * leaked <= tested:
         yield (
             f"{leaked:,} of {counted(tested, 'test image')} "
             f"{'is' if leaked == 1 else 'are'} also in train, the first "
-            f"{findings.name(findings.leaked[0])}: results on the test split will be "
+            f"{report.name(report.leaked[0])}: results on the test split will be "
             "too good; remove them from one side."
         )
     if nearly:
         yield (
             f"{counted(nearly, 'test image looks', 'test images look')} like a "
             "training image, the first "
-            f"{findings.name(findings.nearly_leaked[0])}: if they are "
+            f"{report.name(report.nearly_leaked[0])}: if they are "
             "copies, results on the test split will be too good."
         )
 
 
-def _label_noise(findings: Findings) -> Iterable[str]:
-    across = findings.relations == ACROSS_CLASSES
-    same = int((across & findings.identical).sum())
+def _label_noise(report: DatasetReport) -> Iterable[str]:
+    across = report.relations == ACROSS_CLASSES
+    same = int((across & report.identical).sum())
     alike = int(across.sum()) - same
     if same + alike:
-        a, b = findings.pairs[np.flatnonzero(across)[0]]
+        a, b = report.pairs[np.flatnonzero(across)[0]]
         yield (
             f"{same:,} identical and {alike:,} nearly identical pairs of images have "
             "different classes, the first "
-            f"{findings.name(a)} ({findings.class_name(a)}) and {findings.name(b)} "
-            f"({findings.class_name(b)}): one label of each is probably wrong."
+            f"{report.name(a)} ({report.class_name(a)}) and {report.name(b)} "
+            f"({report.class_name(b)}): one label of each is probably wrong."
         )
 
 
-def _lonely(findings: Findings) -> Iterable[str]:
-    lone = int((findings.class_sizes(findings.dataset.train) == 1).sum())
+def _single_images(report: DatasetReport) -> Iterable[str]:
+    lone = int((report.class_sizes(report.dataset.train) == 1).sum())
     if lone:
         yield (
             f"{counted(lone, 'training class has', 'training classes have')} a single "
             "image: it has no partner, so the class is left out of training."
         )
-    queries, answerable = _queries(findings)
+    queries, answerable = _queries(report)
     if 0 < answerable < queries:
         yield (
             f"{queries - answerable:,} of {queries:,} test queries have no other image "
@@ -136,88 +144,88 @@ def _lonely(findings: Findings) -> Iterable[str]:
         )
 
 
-def _unusual_sizes(findings: Findings) -> Iterable[str]:
-    outliers = unusual_sizes(findings)
+def _unusual_sizes(report: DatasetReport) -> Iterable[str]:
+    outliers = unusual_sizes(report)
     if outliers:
         kinds = [outlier.kind for outlier in outliers]
-        found = [f"{kinds.count(k):,} {k}" for k in ("tiny", "long", "huge")]
-        found = [words for words in found if not words.startswith("0 ")]
-        width, height = findings.sizes[outliers[0].image]
+        counts = [f"{kinds.count(k):,} {k}" for k in ("tiny", "long", "huge")]
+        counts = [count for count in counts if not count.startswith("0 ")]
+        width, height = report.sizes[outliers[0].image]
         yield (
             f"{counted(len(outliers), 'image has', 'images have')} an unusual size "
-            f"({', '.join(found)}), the first {findings.name(outliers[0].image)} "
+            f"({', '.join(counts)}), the first {report.name(outliers[0].image)} "
             f"({width} x {height} pixels)."
         )
 
 
-def unusual_sizes(findings: Findings) -> list[Outlier]:
+def unusual_sizes(report: DatasetReport) -> list[Outlier]:
     """Images of unusual size, the most unusual of each kind first.
 
     Tiny: the shorter side is under a quarter of the median one. Long: more than four
     times as long as wide, and more than twice what the median image is. Huge: the
     longer side is more than four times the median one.
     """
-    images = np.flatnonzero(findings.is_readable)
+    images = np.flatnonzero(report.is_readable)
     if not len(images):
         return []
-    shorter, longer = np.sort(findings.sizes[images], axis=1).T.astype(float)
+    shorter, longer = np.sort(report.sizes[images], axis=1).T.astype(float)
     aspect = longer / shorter
     measures = {
         "tiny": np.median(shorter) / shorter / UNUSUAL,
         "long": aspect / max(UNUSUAL, 2 * np.median(aspect)),
         "huge": longer / np.median(longer) / UNUSUAL,
     }
-    found: dict[int, Outlier] = {}
+    outliers: dict[int, Outlier] = {}
     for kind, measure in measures.items():
         for at in np.argsort(-measure, kind="stable")[: int((measure > 1).sum())]:
-            found.setdefault(int(images[at]), Outlier(int(images[at]), kind))
-    return list(found.values())
+            outliers.setdefault(int(images[at]), Outlier(int(images[at]), kind))
+    return list(outliers.values())
 
 
-def facts(findings: Findings) -> list[str]:
-    """What there is."""
-    return list(_facts(findings))
+def facts(report: DatasetReport) -> list[str]:
+    """Sizes of classes and images, file formats, harmless duplicates."""
+    return list(_facts(report))
 
 
-def _facts(findings: Findings) -> Iterable[str]:
-    train, test = findings.dataset.train, findings.dataset.test
-    if not findings.is_readable.any():
+def _facts(report: DatasetReport) -> Iterable[str]:
+    train, test = report.dataset.train, report.dataset.test
+    if not report.is_readable.any():
         return
-    yield f"Train: {_split(findings, train)}."
-    queries, answerable = _queries(findings)
-    yield f"Test: {_split(findings, test)}; {counted(queries, 'query', 'queries')}."
+    yield f"Train: {_split(report, train)}."
+    queries, answerable = _queries(report)
+    yield f"Test: {_split(report, test)}; {counted(queries, 'query', 'queries')}."
     shared = len(set(train.class_names) & set(test.class_names))
     if shared:
         yield f"Closed set: {counted(shared, 'class', 'classes')} in both splits."
-    yield _batches(findings.class_sizes(train))
-    yield _sizes(findings)
-    if findings.formats:
-        turned = findings.turned
+    yield _batches(report.class_sizes(train))
+    yield _sizes(report)
+    if report.formats:
+        turned = report.turned
         yield (
-            f"Files: {_counted(findings.formats)}; {_counted(findings.modes)}"
+            f"Files: {_count_list(report.formats)}; {_count_list(report.modes)}"
             + (
                 f"; {turned:,} turned upright as their EXIF data say."
                 if turned
                 else "."
             )
         )
-    within = findings.relations == WITHIN_CLASS
+    within = report.relations == WITHIN_CLASS
     if within.any():
-        same = int((within & findings.identical).sum())
+        same = int((within & report.identical).sum())
         yield (
             f"Within a class there are {same:,} identical and "
             f"{int(within.sum()) - same:,} nearly identical pairs: harmless, but such "
             "a pair teaches nothing."
         )
-    if findings.not_compared:
+    if report.not_compared:
         yield (
-            f"{findings.not_compared:,} comparisons were left out because very many "
+            f"{report.not_compared:,} comparisons were left out because very many "
             "images look alike: there may be more near-duplicates."
         )
 
 
-def _split(findings: Findings, split: Split) -> str:
-    sizes = findings.class_sizes(split)
+def _split(report: DatasetReport, split: Split) -> str:
+    sizes = report.class_sizes(split)
     low, high = sizes.min(), sizes.max()
     spread = f"{low} to {high} of each (median {np.median(sizes):g})"
     return (
@@ -236,8 +244,8 @@ def _batches(sizes: np.ndarray) -> str:
     )
 
 
-def _sizes(findings: Findings) -> str:
-    sizes = findings.sizes[findings.is_readable]
+def _sizes(report: DatasetReport) -> str:
+    sizes = report.sizes[report.is_readable]
     low, high = sizes.min(axis=0), sizes.max(axis=0)
     if (low == high).all():
         return f"All images have {low[0]} x {low[1]} pixels."
@@ -250,21 +258,21 @@ def _sizes(findings: Findings) -> str:
     )
 
 
-def _counted(kinds) -> str:
+def _count_list(kinds) -> str:
     return ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
 
 
-def _queries(findings: Findings) -> tuple[int, int]:
-    """How many readable queries there are, and how many have something to find."""
-    test = findings.dataset.test
-    readable = findings.readable_of(test)
+def _queries(report: DatasetReport) -> tuple[int, int]:
+    """The number of readable queries, and of those with an image to find."""
+    test = report.dataset.test
+    readable = report.readable_of(test)
     gallery = test.is_gallery & readable
-    found = np.bincount(test.labels[gallery], minlength=test.num_classes)
-    others = found[test.labels] - gallery
+    sizes = np.bincount(test.labels[gallery], minlength=test.num_classes)
+    others = sizes[test.labels] - gallery
     query = test.is_query & readable
     return int(query.sum()), int((query & (others > 0)).sum())
 
 
-def _first_bad(findings: Findings) -> str:
-    image, reason = next(iter(findings.unreadable.items()))
-    return f", the first {findings.name(image)} ({reason})"
+def _first_unreadable(report: DatasetReport) -> str:
+    image, reason = next(iter(report.unreadable.items()))
+    return f", the first {report.name(image)} ({reason})"

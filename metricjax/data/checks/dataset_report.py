@@ -1,4 +1,7 @@
-"""What is wrong with a data set: every image looked at once, copies found."""
+"""Check a data set: decode every image once, find duplicates and leaks.
+
+Come here for what is measured; `messages` decides what is a problem and words it.
+"""
 
 import hashlib
 import io
@@ -16,9 +19,10 @@ from metricjax.data import decoding
 from metricjax.data.checks import perceptual_hash
 from metricjax.data.datasets import Dataset, Split, UnreadableImage
 
-# Near-duplicates: bits of the hash that may differ, and the least correlation of the
-# thumbnails. Of photographs and drawings saved again as JPEG of quality 50, or at half
-# the size, nearly all are found; of 32,460 handwritten characters hardly any two are.
+# Near-duplicates: how many bits of the hash may differ, and the least correlation of
+# the thumbnails. They catch nearly all photographs and drawings that were saved again
+# as JPEG of quality 50 or at half the size, and hardly any two of 32,460 handwritten
+# characters.
 DISTANCE = 5
 ALIKE = 0.97
 WITHIN_CLASS, ACROSS_CLASSES, ACROSS_SPLITS = 0, 1, 2
@@ -30,25 +34,25 @@ _MODES = {"1": "grey", "L": "grey", "P": "palette", "CMYK": "CMYK"}
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
-    """What `check` found. Images are numbered through: train first, then test.
+class DatasetReport:
+    """The result of `check`. Images are numbered: train first, then test.
 
     Attributes:
-      dataset: what was looked at.
-      unreadable: why each image that cannot be decoded cannot, by its number.
-      sizes: int32 [n, 2], width and height in pixels, upright; 0 of an unreadable one.
-      formats: how many files are of each format; nothing where there are no files.
-      modes: how many are grey, colour, palette, CMYK, transparent, 16 bit.
-      turned: how many JPEGs the orientation in the EXIF data turns or mirrors.
+      dataset: the data set that was checked.
+      unreadable: image number -> why it cannot be decoded.
+      sizes: int32 [n, 2], width and height in pixels, upright; 0 if unreadable.
+      formats: number of files of each format; empty where there are no files.
+      modes: number of grey, colour, palette, CMYK, transparent, 16 bit images.
+      turned: number of JPEGs that the orientation in the EXIF data turns or mirrors.
       blank: int64 [b], images of one shade.
-      pairs: int64 [m, 2], copies: an image and a later one. Of k identical images
-        the first is paired with each other; near-duplicates only the first.
-      alike: float32 [m], correlation of the two; 1 of identical ones.
+      pairs: int64 [m, 2], duplicates: an image and a later one. Of k identical images
+        the first is paired with each of the others; near-duplicates only the first.
+      alike: float32 [m], correlation of the two; 1 for identical ones.
       identical: bool [m], whether the two have the same bytes (pixels, if no file).
       relations: int [m], WITHIN_CLASS, ACROSS_CLASSES (same split) or ACROSS_SPLITS.
       leaked: test images identical to a training image.
       nearly_leaked: the other test images with a near-duplicate in train.
-      not_compared: comparisons left out because too many hashes were alike.
+      not_compared: comparisons skipped because too many hashes were alike.
     """
 
     dataset: Dataset
@@ -68,7 +72,7 @@ class Findings:
 
     @property
     def is_readable(self) -> np.ndarray:
-        """Bool [n]."""
+        """bool [n]: whether each image can be decoded."""
         return self.sizes[:, 0] > 0
 
     def is_test(self, image: int) -> bool:
@@ -84,7 +88,7 @@ class Findings:
         return first + int(index)
 
     def name(self, image: int) -> str:
-        """What to call an image, on one line."""
+        """The name of an image, on one line."""
         split, index = self.place(image)
         return split.names[index].replace("\n", "\\n")
 
@@ -93,7 +97,7 @@ class Findings:
         return split.class_names[split.labels[index]]
 
     def readable_of(self, split: Split) -> np.ndarray:
-        """Bool [images of the split]."""
+        """bool [images of the split]: whether each image can be decoded."""
         count = len(self.dataset.train)
         is_train = split is self.dataset.train
         return self.is_readable[:count] if is_train else self.is_readable[count:]
@@ -109,31 +113,31 @@ def check(
     *,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Findings:
-    """Decodes every image once and says what there is and what is wrong.
+) -> DatasetReport:
+    """Decode every image once and collect what `DatasetReport` holds.
 
     Copies that were turned, mirrored or cropped by more than a few percent are not
-    found. Memory: about 1.5 KiB an image.
+    found. Memory: about 1.5 KiB per image.
 
     Args:
       dataset: both splits are read.
-      threads: that decode; None: 1 per processor, at most 8.
-      progress: called with how many images were looked at and how many there are.
+      threads: for decoding; None: 1 per processor, at most 8.
+      progress: called with the number of images decoded and the total.
     """
-    looks = _look_at_all(dataset, threads, progress)
+    images = _inspect_all(dataset, threads, progress)
     count = len(dataset.train)
-    readable = looks.sizes[:, 0] > 0
-    blank = readable & perceptual_hash.is_blank(looks.thumbnails)
-    first = _first_of_same(looks.digests)
+    readable = images.sizes[:, 0] > 0
+    blank = readable & perceptual_hash.is_blank(images.thumbnails)
+    first = _first_of_same(images.digests)
     copies = np.flatnonzero(readable & (first != np.arange(len(first))))
     same = np.stack([first[copies], copies], axis=1)
 
     unique = np.flatnonzero(readable & ~blank & (first == np.arange(len(first))))
     near, not_compared = perceptual_hash.near(
-        perceptual_hash.hashes(looks.thumbnails[unique]), DISTANCE
+        perceptual_hash.hashes(images.thumbnails[unique]), DISTANCE
     )
     near = unique[near]
-    alike = perceptual_hash.correlation(looks.thumbnails, near)
+    alike = perceptual_hash.correlation(images.thumbnails, near)
     near, alike = near[alike >= ALIKE], alike[alike >= ALIKE]
 
     pairs = np.concatenate([same, near])
@@ -141,13 +145,13 @@ def check(
     leaked = readable & in_test & (first < count)
     partners = near[~in_test[near[:, 0]] & in_test[near[:, 1]], 1]
     nearly = readable & in_test & ~leaked & np.isin(first, partners)
-    return Findings(
+    return DatasetReport(
         dataset=dataset,
-        unreadable=looks.reasons,
-        sizes=looks.sizes,
-        formats=looks.formats,
-        modes=looks.modes,
-        turned=looks.turned,
+        unreadable=images.reasons,
+        sizes=images.sizes,
+        formats=images.formats,
+        modes=images.modes,
+        turned=images.turned,
         blank=np.flatnonzero(blank),
         pairs=pairs,
         alike=np.concatenate([np.ones(len(same), np.float32), alike]),
@@ -160,8 +164,8 @@ def check(
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What was seen of one image; format is None if it comes from no file."""
+class _Inspection:
+    """What is known of one image; format is None if it comes from no file."""
 
     thumbnail: np.ndarray
     size: tuple[int, int]
@@ -171,8 +175,8 @@ class _Look:
     turned: bool = False
 
 
-class _Looks:
-    """What was seen of all images."""
+class _Inspections:
+    """The results of `_inspect` of all images, as arrays and counters."""
 
     def __init__(self, count: int):
         self.thumbnails = np.zeros(
@@ -183,38 +187,38 @@ class _Looks:
         self.reasons: dict[int, str] = {}
         self.formats, self.modes, self.turned = Counter(), Counter(), 0
 
-    def add(self, image: int, look: _Look | str) -> None:
-        if isinstance(look, str):
-            self.reasons[image] = look
+    def add(self, image: int, inspection: _Inspection | str) -> None:
+        if isinstance(inspection, str):
+            self.reasons[image] = inspection
             return
-        self.thumbnails[image] = look.thumbnail
-        self.sizes[image] = look.size
-        self.digests[image] = look.digest
-        if look.format is not None:
-            self.formats[look.format] += 1
-            self.modes[look.mode] += 1
-            self.turned += look.turned
+        self.thumbnails[image] = inspection.thumbnail
+        self.sizes[image] = inspection.size
+        self.digests[image] = inspection.digest
+        if inspection.format is not None:
+            self.formats[inspection.format] += 1
+            self.modes[inspection.mode] += 1
+            self.turned += inspection.turned
 
 
-def _look_at_all(dataset, threads, progress) -> _Looks:
+def _inspect_all(dataset, threads, progress) -> _Inspections:
     count = len(dataset.train) + len(dataset.test)
-    looks = _Looks(count)
+    images = _Inspections(count)
 
-    def look(images: range) -> list[_Look | str]:
-        return [_look(*_place(dataset, image)) for image in images]
+    def inspect(task: range) -> list[_Inspection | str]:
+        return [_inspect(*_place(dataset, image)) for image in task]
 
     starts = range(0, count, _IMAGES_A_TASK)
     tasks = [range(i, min(i + _IMAGES_A_TASK, count)) for i in starts]
     pool = ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1))
     try:
-        for task, seen in zip(tasks, pool.map(look, tasks), strict=True):
-            for image, one in zip(task, seen, strict=True):
-                looks.add(image, one)
+        for task, inspections in zip(tasks, pool.map(inspect, tasks), strict=True):
+            for image, inspection in zip(task, inspections, strict=True):
+                images.add(image, inspection)
             if progress is not None:
                 progress(task.stop, count)
     finally:
         pool.shutdown(cancel_futures=True)
-    return looks
+    return images
 
 
 def _place(dataset: Dataset, image: int) -> tuple[Split, int]:
@@ -223,12 +227,12 @@ def _place(dataset: Dataset, image: int) -> tuple[Split, int]:
     return (dataset.train, image) if image < count else (dataset.test, image - count)
 
 
-def _look(split: Split, index: int) -> _Look | str:
-    """One image; or why it cannot be read."""
+def _inspect(split: Split, index: int) -> _Inspection | str:
+    """Inspect one image; a string says why it cannot be read."""
     try:
         content = split.encoded(index)
         if content is not None:
-            return _look_at_file(content)
+            return _inspect_file(content)
         pixels = split.read(index)
     except UnreadableImage as error:
         return error.reason
@@ -238,25 +242,25 @@ def _look(split: Split, index: int) -> _Look | str:
     digest.update(np.ascontiguousarray(pixels))
     height, width = pixels.shape[:2]
     grey = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return _Look(_thumbnail(grey), (width, height), digest.digest())
+    return _Inspection(_thumbnail(grey), (width, height), digest.digest())
 
 
-def _look_at_file(content: bytes) -> _Look:
-    """One image file; raises ValueError wherever `decoding.decode` does."""
+def _inspect_file(content: bytes) -> _Inspection:
+    """Inspect an image file; raises ValueError wherever `decoding.decode` does."""
     kind = {"digest": hashlib.sha256(content).digest(), "format": "unknown"}
-    with suppress(Exception):  # Whatever is wrong, `decode` finds it too and says it.
+    with suppress(Exception):  # `decode` below fails too, with a good message.
         with Image.open(io.BytesIO(content)) as image:
             kind["format"], kind["mode"] = image.format, _mode(image)
             if image.format in ("JPEG", "MPO") and not _is_too_large(image):
                 turn = image.getexif().get(ExifTags.Base.Orientation, 1)
                 kind["turned"] = turn in range(2, 9)
                 size = image.size[::-1] if turn in range(5, 9) else image.size
-                # In grey and small: the whole stream is read, most of it not computed.
+                # Grey and small: reads the whole stream, skips most of the computation.
                 image.draft("L", (_DRAFT_SIDE, _DRAFT_SIDE))
                 upright = ImageOps.exif_transpose(image)
-                return _Look(_thumbnail(upright), size, **kind)
+                return _Inspection(_thumbnail(upright), size, **kind)
     pixels = decoding.decode(content, 1)[:, :, 0]
-    return _Look(_thumbnail(Image.fromarray(pixels)), pixels.shape[::-1], **kind)
+    return _Inspection(_thumbnail(Image.fromarray(pixels)), pixels.shape[::-1], **kind)
 
 
 def _is_too_large(image: Image.Image) -> bool:
@@ -290,7 +294,7 @@ def _first_of_same(digests: list[bytes | None]) -> np.ndarray:
 
 
 def _relations(dataset: Dataset, pairs: np.ndarray) -> np.ndarray:
-    """How the two of each pair stand to each other; classes count by their names."""
+    """The relation of each pair: int [m]. Classes are the same if their names are."""
     numbers: dict[str, int] = {}
     labels = []
     for split in (dataset.train, dataset.test):

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from metricjax.data.checks import sentences as verdict
-from metricjax.data.checks.findings import Findings
+from metricjax.data.checks import messages as verdict
+from metricjax.data.checks.dataset_report import DatasetReport
 from metricjax.data.datasets import Dataset, Split
 
 NOTHING = np.empty(0, np.int64)
@@ -18,7 +18,7 @@ def split(title, labels, **options):
     return Split(np.array(labels), classes, names, None, **options)
 
 
-def findings(train=(0, 0, 1, 1), test=(0, 0, 1, 1), *, bad=(), **changes):
+def report(train=(0, 0, 1, 1), test=(0, 0, 1, 1), *, bad=(), **changes):
     """What a check would find in images of 100 x 80 pixels with nothing wrong."""
     dataset = changes.pop("dataset", None)
     dataset = dataset or Dataset("x", split("a", train), split("b", test))
@@ -40,7 +40,7 @@ def findings(train=(0, 0, 1, 1), test=(0, 0, 1, 1), *, bad=(), **changes):
         "nearly_leaked": NOTHING,
         "not_compared": 0,
     }
-    return Findings(
+    return DatasetReport(
         dataset=dataset,
         unreadable={image: "it is cut short" for image in bad},
         sizes=sizes,
@@ -57,7 +57,7 @@ def only(sentences):
 
 
 def test_a_sound_set_has_neither_problems_nor_warnings():
-    sound = findings()
+    sound = report()
     assert verdict.problems(sound) == verdict.warnings(sound) == []
     assert verdict.facts(sound) == [
         "Train: 4 readable images of 2 classes, 2 of each.",
@@ -70,7 +70,7 @@ def test_a_sound_set_has_neither_problems_nor_warnings():
 
 
 def test_nothing_readable_is_one_problem_and_no_facts():
-    nothing = findings(bad=range(8))
+    nothing = report(bad=range(8))
     sentence = only(verdict.problems(nothing))
     assert sentence.startswith("8 of 8 images cannot be read, the first a/0.jpg (it is")
     assert verdict.facts(nothing) == verdict.warnings(nothing) == []
@@ -78,7 +78,7 @@ def test_nothing_readable_is_one_problem_and_no_facts():
 
 @pytest.mark.parametrize("bad, unfit", [(3, False), (4, True)])
 def test_half_unreadable_is_a_problem_fewer_a_warning(bad, unfit):
-    some = findings((0, 0, 0, 1, 1), (0, 0, 0), bad=(0, 5, 6, 1)[:bad])
+    some = report((0, 0, 0, 1, 1), (0, 0, 0), bad=(0, 5, 6, 1)[:bad])
     assert any("cannot be read" in s for s in verdict.problems(some)) == unfit
     assert any("cannot be read" in s for s in verdict.warnings(some)) != unfit
 
@@ -92,7 +92,7 @@ def test_half_unreadable_is_a_problem_fewer_a_warning(bad, unfit):
     ],
 )
 def test_two_classes_of_two_are_needed_to_train(train, bad, words):
-    assert only(verdict.problems(findings(train, bad=bad))).startswith(words)
+    assert only(verdict.problems(report(train, bad=bad))).startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,21 @@ def test_two_classes_of_two_are_needed_to_train(train, bad, words):
 )
 def test_queries_need_something_to_find(test, options, bad):
     dataset = Dataset("x", split("a", (0, 0, 1, 1)), split("b", test, **options))
-    sentence = only(verdict.problems(findings(dataset=dataset, bad=bad)))
+    sentence = only(verdict.problems(report(dataset=dataset, bad=bad)))
     assert "of the test split has another image of its class" in sentence
 
 
 def test_some_queries_without_a_match_are_a_warning():
-    sentence = only(verdict.warnings(findings(test=(0, 0, 1, 2))))
+    sentence = only(verdict.warnings(report(test=(0, 0, 1, 2))))
     assert sentence.startswith("2 of 4 test queries have no other image")
     gallery = split("b", (0, 0, 1), is_query=[1, 0, 0], is_gallery=[0, 1, 1])
-    sound = findings(dataset=Dataset("x", split("a", (0, 0, 1, 1)), gallery))
+    sound = report(dataset=Dataset("x", split("a", (0, 0, 1, 1)), gallery))
     assert verdict.warnings(sound) == []
 
 
 @pytest.mark.parametrize("leaked, unfit", [(1, False), (2, False), (3, True)])
 def test_more_than_half_of_the_test_images_in_train_is_a_problem(leaked, unfit):
-    some = findings(leaked=np.arange(4, 4 + leaked))
+    some = report(leaked=np.arange(4, 4 + leaked))
     said = only(verdict.problems(some) if unfit else verdict.warnings(some))
     verb = "is" if leaked == 1 else "are"
     assert said.startswith(f"{leaked} of 4 test images {verb} also in train")
@@ -149,37 +149,37 @@ def test_more_than_half_of_the_test_images_in_train_is_a_problem(leaked, unfit):
     ],
 )
 def test_each_thing_to_look_at_is_said(changes, words):
-    some = findings(**changes)
+    some = report(**changes)
     assert only(verdict.warnings(some)).startswith(words)
     assert verdict.problems(some) == []
 
 
 def test_skipped_files_are_said():
-    sound = findings().dataset
+    sound = report().dataset
     dataset = Dataset(
         "x", sound.train, sound.test, (("a/n.txt", "it is not an image"),)
     )
-    sentence = only(verdict.warnings(findings(dataset=dataset)))
+    sentence = only(verdict.warnings(report(dataset=dataset)))
     assert sentence == ("1 file is left out, the first a/n.txt (it is not an image).")
 
 
 def test_unusual_sizes_most_unusual_first_and_once_each():
     sizes = {1: (15, 80), 2: (10, 9), 3: (900, 90), 4: (500, 400), 5: (90, 560)}
-    some = findings((0, 0, 0, 1, 1, 1), (0,) * 6, sizes=sizes)
+    some = report((0, 0, 0, 1, 1, 1), (0,) * 6, sizes=sizes)
     kinds = [(one.image, one.kind) for one in verdict.unusual_sizes(some)]
     assert kinds == [(2, "tiny"), (1, "tiny"), (3, "long"), (5, "long"), (4, "huge")]
 
 
 def test_what_is_long_is_relative_to_the_others():
     lines = {image: (100, 1000) for image in range(8)}
-    assert verdict.unusual_sizes(findings(sizes=lines)) == []
+    assert verdict.unusual_sizes(report(sizes=lines)) == []
 
 
 def test_facts_on_copies_orientation_closed_sets_and_what_was_left_out():
     dataset = Dataset("x", split("a", (0, 0, 1, 1)), split("a", (0, 0, 1, 1)))
     text = " ".join(
         verdict.facts(
-            findings(
+            report(
                 dataset=dataset,
                 pairs=[[0, 1], [2, 3]],
                 identical=np.array([True, False]),
@@ -200,6 +200,6 @@ def test_facts_on_copies_orientation_closed_sets_and_what_was_left_out():
 
 
 def test_images_of_one_shorter_side():
-    some = findings(sizes={0: (120, 80)})
+    some = report(sizes={0: (120, 80)})
     said = "The shorter side has 80 pixels, the longer up to 120."
     assert said in verdict.facts(some)

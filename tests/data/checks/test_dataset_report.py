@@ -11,8 +11,12 @@ import pytest
 from PIL import Image
 
 from metricjax.data import open_dataset
-from metricjax.data.checks import findings as checking
-from metricjax.data.checks.findings import ACROSS_CLASSES, ACROSS_SPLITS, WITHIN_CLASS
+from metricjax.data.checks import dataset_report as checking
+from metricjax.data.checks.dataset_report import (
+    ACROSS_CLASSES,
+    ACROSS_SPLITS,
+    WITHIN_CLASS,
+)
 from metricjax.data.datasets import Dataset, Split
 
 # A directory with the real data sets, omniglot.zip and grocery.zip.
@@ -44,25 +48,25 @@ def check(root, **options):
     return checking.check(open_dataset("folder", str(root), **options))
 
 
-def found(findings):
+def found(report):
     """(first, second, relation, identical) of each pair, by name."""
     return {
-        (findings.name(a), findings.name(b), int(relation), bool(same))
+        (report.name(a), report.name(b), int(relation), bool(same))
         for (a, b), relation, same in zip(
-            findings.pairs, findings.relations, findings.identical, strict=True
+            report.pairs, report.relations, report.identical, strict=True
         )
     }
 
 
 def test_a_sound_set_has_nothing_wrong(root):
-    findings = check(root)
-    assert not findings.unreadable and not len(findings.pairs)
-    assert not len(findings.blank) and not len(findings.leaked)
-    assert findings.sizes.tolist() == [[96, 72]] * 18
-    assert findings.formats == {"JPEG": 18} and findings.modes == {"colour": 18}
-    assert findings.class_sizes(findings.dataset.test).tolist() == [3, 3, 3]
-    assert findings.name(9) == "test/c3/0.jpg" and findings.class_name(9) == "c3"
-    assert findings.number(*findings.place(17)) == 17
+    report = check(root)
+    assert not report.unreadable and not len(report.pairs)
+    assert not len(report.blank) and not len(report.leaked)
+    assert report.sizes.tolist() == [[96, 72]] * 18
+    assert report.formats == {"JPEG": 18} and report.modes == {"colour": 18}
+    assert report.class_sizes(report.dataset.test).tolist() == [3, 3, 3]
+    assert report.name(9) == "test/c3/0.jpg" and report.class_name(9) == "c3"
+    assert report.number(*report.place(17)) == 17
 
 
 @pytest.mark.parametrize(
@@ -75,13 +79,13 @@ def test_a_sound_set_has_nothing_wrong(root):
 )
 def test_identical_files_by_where_they_lie(root, copy, relation):
     shutil.copy(root / "train/c0/1.jpg", root / copy)
-    findings = check(root)
+    report = check(root)
     names = sorted(["train/c0/1.jpg", copy], key=lambda n: n.startswith("test"))
-    assert found(findings) == {(*names, relation, True)}
-    assert findings.alike.tolist() == [1]
-    leaked = [findings.name(i) for i in findings.leaked]
+    assert found(report) == {(*names, relation, True)}
+    assert report.alike.tolist() == [1]
+    leaked = [report.name(i) for i in report.leaked]
     assert leaked == ([copy] if relation == ACROSS_SPLITS else [])
-    assert not len(findings.nearly_leaked)
+    assert not len(report.nearly_leaked)
 
 
 def saved_again(image, **options):
@@ -104,11 +108,11 @@ def saved_again(image, **options):
 def test_changed_copies_are_near_duplicates(root, change, suffix):
     copy = f"test/c5/copy.{suffix}"
     save(change(Image.open(root / "train/c1/2.jpg")), root / copy)
-    findings = check(root)
-    assert found(findings) == {("train/c1/2.jpg", copy, ACROSS_SPLITS, False)}
-    assert findings.alike[0] >= checking.ALIKE
-    assert [findings.name(i) for i in findings.nearly_leaked] == [copy]
-    assert not len(findings.leaked)
+    report = check(root)
+    assert found(report) == {("train/c1/2.jpg", copy, ACROSS_SPLITS, False)}
+    assert report.alike[0] >= checking.ALIKE
+    assert [report.name(i) for i in report.nearly_leaked] == [copy]
+    assert not len(report.leaked)
 
 
 def test_every_copy_of_a_leaked_image_counts(root):
@@ -117,16 +121,16 @@ def test_every_copy_of_a_leaked_image_counts(root):
         save(small, root / "test/c5" / name)
     for name in ("c.jpg", "d.jpg"):
         shutil.copy(root / "train/c1/1.jpg", root / "test/c4" / name)
-    findings = check(root)
-    assert [Path(findings.name(i)).name for i in findings.leaked] == ["c.jpg", "d.jpg"]
-    nearly = [Path(findings.name(i)).name for i in findings.nearly_leaked]
+    report = check(root)
+    assert [Path(report.name(i)).name for i in report.leaked] == ["c.jpg", "d.jpg"]
+    nearly = [Path(report.name(i)).name for i in report.nearly_leaked]
     assert nearly == ["a.png", "b.png"]
 
 
 def test_a_class_of_both_splits_is_one_class(root):
     shutil.copytree(root / "train/c0", root / "test/c0")
-    findings = check(root, closed_set=True)
-    assert set(findings.relations) == {ACROSS_SPLITS} and len(findings.leaked) == 3
+    report = check(root, closed_set=True)
+    assert set(report.relations) == {ACROSS_SPLITS} and len(report.leaked) == 3
 
 
 def test_blank_pictures_are_not_near_duplicates_of_each_other(root):
@@ -134,8 +138,8 @@ def test_blank_pictures_are_not_near_duplicates_of_each_other(root):
         image = Image.new("L", (40 + i, 30), 255)
         image.paste(254, (0, 0, 20, 30))
         save(image, root / "train" / f"c{i % 3}" / f"blank{i}.png")
-    findings = check(root)
-    assert len(findings.blank) == 40 and not len(findings.pairs)
+    report = check(root)
+    assert len(report.blank) == 40 and not len(report.pairs)
 
 
 @pytest.mark.parametrize("quality", [50, 95])
@@ -145,21 +149,21 @@ def test_a_jpeg_cut_short_is_unreadable(root, size, kept, quality):
     path = save(photo(99, size), root / "train/c0/cut.jpg", quality=quality)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    findings = check(root)
-    ((image, reason),) = findings.unreadable.items()
-    assert findings.name(image) == "train/c0/cut.jpg"
+    report = check(root)
+    ((image, reason),) = report.unreadable.items()
+    assert report.name(image) == "train/c0/cut.jpg"
     assert "truncated" in reason.lower()
-    assert findings.is_readable.sum() == 18
-    assert findings.class_sizes(findings.dataset.train).tolist() == [3, 3, 3]
+    assert report.is_readable.sum() == 18
+    assert report.class_sizes(report.dataset.train).tolist() == [3, 3, 3]
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "webp", "tif", "bmp"])
 def test_other_damaged_files_are_unreadable_as_the_reader_says(root, suffix):
     path = save(photo(99), root / "test/c3" / f"cut.{suffix}")
     path.write_bytes(path.read_bytes()[:200])
-    findings = check(root)
-    ((image, reason),) = findings.unreadable.items()
-    split, index = findings.place(image)
+    report = check(root)
+    ((image, reason),) = report.unreadable.items()
+    split, index = report.place(image)
     with pytest.raises(checking.UnreadableImage) as caught:
         split.read(index)
     assert reason == caught.value.reason
@@ -174,17 +178,17 @@ def test_a_damaged_member_of_a_zip_is_unreadable(root, tmp_path):
     content = bytearray(target.read_bytes())
     content[middle] ^= 0xFF
     target.write_bytes(content)
-    findings = check(target)
-    assert [findings.name(i) for i in findings.unreadable] == ["train/c1/1.jpg"]
-    assert "checksum" in next(iter(findings.unreadable.values()))
+    report = check(target)
+    assert [report.name(i) for i in report.unreadable] == ["train/c1/1.jpg"]
+    assert "checksum" in next(iter(report.unreadable.values()))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_an_image_of_too_many_pixels_is_unreadable(root, monkeypatch):
     save(photo(99, (300, 200)), root / "train/c0/large.jpg")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)
-    findings = check(root)
-    assert [findings.name(i) for i in findings.unreadable] == ["train/c0/large.jpg"]
+    report = check(root)
+    assert [report.name(i) for i in report.unreadable] == ["train/c0/large.jpg"]
 
 
 def test_kinds_are_counted_and_sizes_upright(root):
@@ -198,13 +202,13 @@ def test_kinds_are_counted_and_sizes_upright(root):
     save(photo(54).convert("P"), folder / "palette.gif")
     deep = Image.fromarray(np.arange(72 * 96, dtype=np.uint16).reshape(72, 96))
     save(deep, folder / "deep.png")
-    findings = check(root)
-    assert findings.formats == {"JPEG": 21, "PNG": 2, "GIF": 1}
+    report = check(root)
+    assert report.formats == {"JPEG": 21, "PNG": 2, "GIF": 1}
     kinds = ("grey", "CMYK", "transparent", "palette", "16 bit")
-    assert findings.modes == {"colour": 19, **dict.fromkeys(kinds, 1)}
-    assert findings.turned == 1
-    turned = findings.dataset.train.names.index("train/c0/turned.jpg")
-    assert findings.sizes[turned].tolist() == [72, 96]
+    assert report.modes == {"colour": 19, **dict.fromkeys(kinds, 1)}
+    assert report.turned == 1
+    turned = report.dataset.train.names.index("train/c0/turned.jpg")
+    assert report.sizes[turned].tolist() == [72, 96]
 
 
 def test_a_turned_copy_whose_exif_turns_it_back_is_found(root):
@@ -212,8 +216,8 @@ def test_a_turned_copy_whose_exif_turns_it_back_is_found(root):
     exif[0x112] = 8
     turned = Image.open(root / "train/c0/0.jpg").transpose(Image.Transpose.ROTATE_270)
     save(turned, root / "test/c3/turned.jpg", exif=exif, quality=92)
-    findings = check(root)
-    assert [findings.name(i) for i in findings.nearly_leaked] == ["test/c3/turned.jpg"]
+    report = check(root)
+    assert [report.name(i) for i in report.nearly_leaked] == ["test/c3/turned.jpg"]
 
 
 def drawn(images, labels, calls):
@@ -235,15 +239,15 @@ def test_images_that_are_no_files_are_read_once_each(channels, threads):
     dataset = Dataset(
         "x", drawn(images, labels, calls), drawn(images[:2], [0, 1], calls)
     )
-    findings = checking.check(
+    report = checking.check(
         dataset, threads=threads, progress=lambda *numbers: progress.append(numbers)
     )
     assert sorted(calls) == sorted([*range(70), 0, 1])
     assert progress == [(32, 72), (64, 72), (72, 72)]
-    assert findings.pairs.tolist() == [[3, 69], [0, 70], [1, 71]]
-    assert findings.identical.all() and findings.leaked.tolist() == [70, 71]
-    assert findings.relations.tolist() == [WITHIN_CLASS, ACROSS_SPLITS, ACROSS_SPLITS]
-    assert not findings.formats and not findings.modes
+    assert report.pairs.tolist() == [[3, 69], [0, 70], [1, 71]]
+    assert report.identical.all() and report.leaked.tolist() == [70, 71]
+    assert report.relations.tolist() == [WITHIN_CLASS, ACROSS_SPLITS, ACROSS_SPLITS]
+    assert not report.formats and not report.modes
 
 
 def test_a_fault_of_the_reader_is_not_hidden():
@@ -261,7 +265,7 @@ def test_false_alarms_are_rare_in_real_data(name, most):
     path = REAL_DATA / f"{name}.zip"
     if not path.exists():
         pytest.skip(f"{path} is not there; METRICJAX_DATA names its directory")
-    findings = check(path)
-    assert not findings.unreadable
-    across = findings.relations != WITHIN_CLASS
-    assert across.sum() == 0 and len(findings.pairs) <= most
+    report = check(path)
+    assert not report.unreadable
+    across = report.relations != WITHIN_CLASS
+    assert across.sum() == 0 and len(report.pairs) <= most
