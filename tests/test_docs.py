@@ -84,7 +84,9 @@ def test_files_and_modules_that_are_named_exist(page):
         assert (ROOT / name).exists(), name
     for name in modules:
         assert (ROOT / f"{name.replace('.', '/')}.py").exists(), name
-    commands = re.findall(r"(?:^|[`/])metricjax ([a-z]+)\b", text, re.MULTILINE)
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    commands = re.findall(r"^(?:\S*/)?metricjax ([a-z]+)", blocks, re.MULTILINE)
+    commands += re.findall(r"`metricjax ([a-z]+)", text)
     for name in commands:
         assert name in COMMANDS, name
 
