@@ -13,9 +13,19 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " " + xla_flags(8)
 
 import browser as browsers  # noqa: E402
+import compiled  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from tiny import Tiny  # noqa: E402
+
+
+def pytest_configure(config):
+    """Compiled programs are kept: for all workers, and for the next run of the tests.
+
+    `-p no:cacheprovider` keeps none.
+    """
+    if hasattr(config, "cache"):
+        compiled.keep_in(config.cache.mkdir("programs"))
 
 
 @pytest.fixture(scope="session")

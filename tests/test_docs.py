@@ -60,45 +60,52 @@ def anchors(text):
     return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
-    text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)]*)\)", text):
-        if target.startswith("https://"):
-            continue
-        file, _, anchor = target.partition("#")
-        place = (page.parent / file) if file else page
-        assert place.exists(), target
-        if anchor:
-            assert anchor in anchors(place.read_text(encoding="utf-8")), target
+def texts():
+    """(page, text) of every page."""
+    found = [(page, page.read_text(encoding="utf-8")) for page in pages()]
+    assert len(found) > 20
+    return found
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_files_and_modules_that_are_named_exist(page):
-    text = page.read_text(encoding="utf-8")
-    files = re.findall(
-        r"\b((?:configs|tests|launch|benchmarks|docs)/[\w/.-]*\.\w+)", text
-    )
-    modules = re.findall(r"python3? -m (metricjax\.[a-z]+)", text)
-    for name in files:
-        assert (ROOT / name).exists(), name
-    for name in modules:
-        assert (ROOT / f"{name.replace('.', '/')}.py").exists(), name
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
-    commands = re.findall(r"^(?:\S*/)?metricjax ([a-z]+)", blocks, re.MULTILINE)
-    commands += re.findall(r"`metricjax ([a-z]+)", text)
-    for name in commands:
-        assert name in COMMANDS, name
+def test_links_lead_somewhere():
+    for page, text in texts():
+        for target in re.findall(r"\]\(([^)]*)\)", text):
+            if target.startswith("https://"):
+                continue
+            file, _, anchor = target.partition("#")
+            place = (page.parent / file) if file else page
+            assert place.exists(), (page, target)
+            if anchor:
+                assert anchor in anchors(place.read_text(encoding="utf-8")), (
+                    page,
+                    target,
+                )
 
 
-@pytest.mark.parametrize("page", pages(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_settings_that_are_named_exist(page):
+def test_files_and_modules_that_are_named_exist():
+    for page, text in texts():
+        files = re.findall(
+            r"\b((?:configs|tests|launch|benchmarks|docs)/[\w/.-]*\.\w+)", text
+        )
+        modules = re.findall(r"python3? -m (metricjax\.[a-z]+)", text)
+        for name in files:
+            assert (ROOT / name).exists(), (page, name)
+        for name in modules:
+            assert (ROOT / f"{name.replace('.', '/')}.py").exists(), (page, name)
+        blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+        commands = re.findall(r"^(?:\S*/)?metricjax ([a-z]+)", blocks, re.MULTILINE)
+        commands += re.findall(r"`metricjax ([a-z]+)", text)
+        for name in commands:
+            assert name in COMMANDS, (page, name)
+
+
+def test_settings_that_are_named_exist():
     settings = default_config()
-    text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"--config\.([a-z_][\w.]*)", text):
-        value = settings
-        for part in name.split("."):
-            if not value:  # terms, whose names are a config's own
-                break
-            assert part in value, name
-            value = value[part]
+    for page, text in texts():
+        for name in re.findall(r"--config\.([a-z_][\w.]*)", text):
+            value = settings
+            for part in name.split("."):
+                if not value:  # terms, whose names are a config's own
+                    break
+                assert part in value, (page, name)
+                value = value[part]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiled
 import everywhere
 import jax
 import numpy as np
@@ -21,7 +22,6 @@ from devices import xla_flags
 from metricjax.objectives.registry import LOSSES
 
 HOSTS, DEVICES = 2, 2
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,14 @@ def test_every_loss_is_among_the_variants():
     assert named == set(LOSSES)
 
 
-@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(2, marks=pytest.mark.soak),
+        pytest.param(4, marks=pytest.mark.slow),
+        pytest.param(8, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("variant", everywhere.VARIANTS)
 def test_devices(variant, count):
     found = everywhere.trained(variant, jax.devices()[:count])
@@ -77,6 +84,7 @@ def of_hosts(tmp_path_factory):
                 "JAX_NUM_PROCESSES": str(HOSTS),
                 "JAX_PROCESS_ID": str(number),
                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                **compiled.environment(),
                 "XLA_FLAGS": xla_flags(DEVICES),
             },
         )
@@ -91,6 +99,7 @@ def of_hosts(tmp_path_factory):
     return [np.load(Path(f"{out}.{number}.npz")) for number in range(HOSTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", everywhere.VARIANTS)
 def test_hosts(variant, of_hosts):
     first, second = (

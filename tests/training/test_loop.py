@@ -366,26 +366,34 @@ def optimized(tmp_path_factory):
     return tiny_module.Tiny(tmp_path_factory.mktemp("optimized"), optimized=True)
 
 
-@pytest.mark.slow
-def test_killed_fifty_times_at_random(optimized, tmp_path):
-    """Runs go on and on through kills until they are done; then the next begins.
+@pytest.mark.parametrize(
+    ("wanted", "seed"),
+    [
+        pytest.param(5, 0, marks=pytest.mark.slow, id="five"),
+        pytest.param(50, None, marks=pytest.mark.soak, id="fifty"),
+    ],
+)
+def test_killed_at_random(optimized, tmp_path, wanted, seed):
+    """Runs resume through kill after kill until they are done; then the next begins.
+
+    Fifty kills, drawn anew each time, are a soak test; five of a fixed seed are not.
 
     A kill comes some milliseconds after a line of output that is drawn: every fifth
     time of the opening, which every start prints again, otherwise of compiling, steps,
     validations and report; every second step a checkpoint is written. Every fourth kill
     is a SIGTERM.
     """
-    seed = time.time_ns()
+    seed = time.time_ns() if seed is None else seed
     rng, kills, workdir, out = random.Random(seed), 0, None, tmp_path / "out.txt"
     said = optimized.said.splitlines()
     opening = next(n for n, line in enumerate(said) if line.startswith("compiled"))
     starts, finished = set(), 0
     with optimized.nursery("checkpoint_every=2") as nursery:
-        while kills < 50 or workdir is not None:
+        while kills < wanted or workdir is not None:
             workdir = workdir or tmp_path / str(finished)
             process = nursery.start(workdir, out)
             # The last run is let go to its end, and half of those with only pages left.
-            spared = kills >= 50 or (
+            spared = kills >= wanted or (
                 (workdir / "results.json").exists() and rng.random() < 0.5
             )
             at = rng.randrange(opening)
@@ -406,7 +414,7 @@ def test_killed_fifty_times_at_random(optimized, tmp_path):
             if code == 0 and not stopped:
                 assert_like_undisturbed(workdir, optimized.finished)
                 finished, workdir = finished + 1, None
-    assert finished >= 1 and len(starts) >= 5, (seed, finished, starts)
+    assert finished >= 1 and len(starts) >= wanted // 10 + 1, (seed, finished, starts)
 
 
 def lines_left(workdir, lines):
@@ -438,10 +446,12 @@ def lives(process):
 
 @pytest.mark.slow
 def test_killed_again_and_again(optimized, tmp_path):
-    """One run, killed time after time; every start compiles anew."""
+    """One run, killed twice; every start compiles anew.
+
+    Those of `test_killed_at_random` find their programs compiled.
+    """
     workdir = tmp_path / "run"
-    saves = [SAVE.format(10, "after"), SAVE.format(25, "after")]
-    for code in (LINE.format(4), saves[0], LINE.format(16), saves[1]):
+    for code in (LINE.format(4), SAVE.format(25, "after")):
         killed = optimized.run(workdir, before=send("SIGKILL", code), cached=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert optimized.run(workdir, cached=False).returncode == 0
