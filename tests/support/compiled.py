@@ -20,7 +20,7 @@ LIMIT = 2**30  # bytes; the directory is emptied when it is larger
 def keep_in(directory: Path) -> None:
     """Look for programs in `directory` before compiling them, and write them there."""
     # Programs are for one kind of processor, as in the user's cache.
-    directory = directory / compilation_cache.place().name
+    directory = directory / compilation_cache.default_directory().name
     size = sum(path.stat().st_size for path in directory.glob("*"))
     if size > LIMIT:
         shutil.rmtree(directory, ignore_errors=True)
