@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from metricjax.config import schema
-from metricjax.evaluation import neighbors
+from metricjax.evaluation import neighbors, tile_search
 from metricjax.planning import hardware
 from metricjax.runtime import mesh as meshes
 from metricjax.runtime import program_costs
@@ -95,7 +95,7 @@ def lowered(mesh, images, k):
     def array(shape, dtype, sharding: NamedSharding):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    return neighbors._search.lower(
+    return tile_search.search_block.lower(
         array((block, DIM), jnp.float32, split),
         array((block,), jnp.int32, split),
         array((block,), jnp.int32, split),

@@ -8,7 +8,7 @@ from scipy.special import gammaln, xlogy
 from metricjax.errors import InputError, suggestion
 from metricjax.evaluation.k_means import k_means
 from metricjax.evaluation.labels import checked_labels
-from metricjax.evaluation.neighbors import is_whole, unit_rows
+from metricjax.evaluation.rows import is_integer, unit_rows
 
 MEANS = {
     "arithmetic": lambda a, b: (a + b) / 2,
@@ -54,7 +54,7 @@ def clustering(
     rows = unit_rows(embeddings, "embeddings")
     labels = checked_labels(labels, "labels", len(rows))
     for name, value in (("restarts", restarts), ("iterations", iterations)):
-        if not is_whole(value) or value < 1:
+        if not is_integer(value) or value < 1:
             raise InputError(f"{name} is {value}: give a whole number, 1 or more.")
     _check_normalization(normalization)
     count = len(np.unique(labels))

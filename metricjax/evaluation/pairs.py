@@ -1,6 +1,6 @@
-"""All pairs of some embeddings, compared tile by tile and counted.
+"""All pairs of n embeddings, compared tile by tile and counted, for `verification`.
 
-The memory in use is O(n) and a few tiles, never O(n^2).
+Memory is O(n) and a few tiles, never O(n^2).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ from metricjax.evaluation.labels import checked_labels
 from metricjax.evaluation.rows import unit_rows
 
 TILE = 1024
-"""Rows and columns of the pairs that are compared at a time."""
+"""Rows and columns of a tile of pairs."""
 
 LEVELS = 2**15
 BINS = 2 * LEVELS + 1
-"""Bins of the similarities -1..1; what rounding leaves outside is in the outermost."""
+"""Bins of the similarities -1..1; rounding errors beyond go to the outermost bins."""
 
 DIFFERENT, SAME = 0, 1
-"""The kinds of pairs: of two classes, of one."""
+"""The kinds of pairs: of different classes, of the same class."""
 
 
 class Values(NamedTuple):
@@ -33,15 +33,16 @@ class Values(NamedTuple):
     counts: Int[np.ndarray, "2 v"]
 
     def above(self) -> Int[np.ndarray, "2 v"]:
-        """Pairs of at least each similarity."""
+        """Number of pairs at or above each similarity, by kind."""
         return np.cumsum(self.counts[:, ::-1], axis=1)[:, ::-1]
 
 
 class Pairs:
     """All pairs of some rows, compared tile by tile.
 
-    Every tile is a product of one shape, padding included, so that the similarity of
-    two rows is the same to the bit wherever they stand and in every pass.
+    Every tile is a matrix product of one shape, padding included, so the similarity of
+    two rows is bit-equal in every pass and wherever they are. The passes must agree:
+    the first finds the bin of an answer, the second the value in it.
     """
 
     def __init__(self, embeddings, labels):
@@ -78,34 +79,35 @@ class Pairs:
         ]
 
     def histogram(self) -> Int[np.ndarray, "2 bins"]:
-        """Pairs by kind and bin."""
+        """Number of pairs by kind and bin."""
         counts = np.zeros(2 * BINS + 1, np.int64)
         for _, _, (_, codes) in self._compared():
             counts += np.bincount(np.asarray(codes).ravel(), minlength=len(counts))
         return counts[:-1].reshape(2, BINS)
 
     def values(self, bins: set[int]) -> dict[int, Values]:
-        """The distinct similarities within some bins."""
+        """The distinct similarities in some bins."""
         wanted = np.zeros(2 * BINS + 1, bool)
         for kind in (DIFFERENT, SAME):
             wanted[[kind * BINS + one for one in bins]] = True
-        found = np.zeros(0, np.float32), np.zeros((2, 0), np.int64)
+        merged = np.zeros(0, np.float32), np.zeros((2, 0), np.int64)
         for _, _, (similarities, codes) in self._compared():
             codes = np.asarray(codes)
             chosen = wanted[codes]
             some = np.asarray(similarities)[chosen]
             kinds = np.stack([codes[chosen] < BINS, codes[chosen] >= BINS])
-            found = _merged(found, (some, kinds.astype(np.int64)))
-        similarities, counts = found
-        of = np.asarray(_bin_of(similarities))
+            merged = _merged(merged, (some, kinds.astype(np.int64)))
+        similarities, counts = merged
+        bin_of = np.asarray(_bin_of(similarities))
         return {
-            one: Values(similarities[of == one], counts[:, of == one]) for one in bins
+            one: Values(similarities[bin_of == one], counts[:, bin_of == one])
+            for one in bins
         }
 
     def matches(self, thresholds: Sequence[float]) -> Int[np.ndarray, "2 t c"]:
-        """Pairs that are called the same, by kind, threshold and class.
+        """Number of pairs called the same, by kind, threshold and class.
 
-        A pair of different classes counts in both of them.
+        A pair of different classes counts for both classes.
         """
         at = jnp.asarray(np.asarray(thresholds, np.float32))
         total = np.zeros((2, len(at), len(self._tiles) * TILE), np.int64)
@@ -119,9 +121,9 @@ class Pairs:
         return of_classes
 
     def _compared(self) -> Iterator[tuple[int, int, tuple[Array, Array]]]:
-        """(row tile, column tile, `_compare` of them), above the diagonal and on it.
+        """(row tile, column tile, `_compare` of them), on and above the diagonal.
 
-        The next tile is already computing while the caller works on this one.
+        The next tile computes while the caller works on this one.
         """
         waiting = None
         for left in range(len(self._tiles)):
@@ -137,7 +139,7 @@ class Pairs:
 def _compare(left, left_labels, left_order, right, right_labels, right_order):
     """Similarities [t, t], and for each pair its bin, plus `BINS` for the same class.
 
-    What is no pair (padding, or not the earlier row first) has the code 2 `BINS`.
+    Entries that are no pair (padding, or the later row first) get the code 2 `BINS`.
     """
     similarities = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
     pair = (left_order[:, None] < right_order) & (left_order >= 0)[:, None]
@@ -147,14 +149,15 @@ def _compare(left, left_labels, left_order, right, right_labels, right_order):
 
 
 def _bin_of(similarities) -> Int[Array, "..."]:
-    """Of -1..1; monotone, and exact, for `LEVELS` is a power of two."""
+    """The bin of a similarity; exact and monotone, as `LEVELS` is a power of two."""
     scaled = jnp.floor(jnp.clip(similarities, -1.0, 1.0) * LEVELS)
     return scaled.astype(jnp.int32) + LEVELS
 
 
 @jax.jit
 def _count(similarities, codes, thresholds):
-    """Pairs called the same in each row, [2, k, t] by kind; the different by column."""
+    """Pairs called the same per row, [2, k, t] by kind; those of different classes also
+    per column, since they count for both of their classes."""
 
     def at(threshold):
         match = similarities >= threshold
@@ -167,10 +170,10 @@ def _count(similarities, codes, thresholds):
     return rows.swapaxes(0, 1), columns
 
 
-def _merged(found, more):
-    """Distinct values of both and the sums of their counts [2, v]."""
-    values = np.concatenate([found[0], more[0]])
+def _merged(first, second):
+    """The distinct values of both, and the sums of their counts [2, v]."""
+    values = np.concatenate([first[0], second[0]])
     distinct, place = np.unique(values, return_inverse=True)
-    counts = np.concatenate([found[1], more[1]], axis=1)
+    counts = np.concatenate([first[1], second[1]], axis=1)
     sums = [np.bincount(place, kind, minlength=len(distinct)) for kind in counts]
     return distinct, np.stack(sums).astype(np.int64)

@@ -8,7 +8,7 @@ from metricjax.errors import InputError
 LENGTH_TOLERANCE = 1e-3
 
 
-def is_whole(value) -> bool:
+def is_integer(value) -> bool:
     """Whether `value` is an integer, and not a truth value."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 

@@ -1,22 +1,22 @@
-"""Which gallery rows can be among the k nearest, found with coarse products on CPU.
+"""Screening for exact search on CPU: coarse products exclude most gallery rows.
 
 Where the processor multiplies bfloat16 matrices (Intel's AMX) it does so several times
-faster than float32 ones. Rows q and g less their common mean m, rounded to bfloat16,
-are q' and g', with residuals r = (q - m) - q' and s = (g - m) - g'; then
+faster than float32 ones. Let q' and g' be the rows q and g minus their common mean m,
+rounded to bfloat16, with residuals r = (q - m) - q' and s = (g - m) - g'. Then
 
-    <q, g> = <q', g'> + <r, g'> + <q - m, s> + <m, g - m> + a number of q alone,
+    <q, g> = <q', g'> + <r, g'> + <q - m, s> + <m, g - m> + a term of q alone,
 
-and by Cauchy and Schwarz the second and third terms are at most |r| |g'| + |q - m| |s|,
-of which all lengths are known. With the errors of float32 sums that bounds how far the
-coarse similarity <q', g'> + <m, g - m> can be off, for each query. Whatever lies lower
-than the k-th best by more than twice the bound cannot be among the k nearest; what is
-left, a few rows more than k, is compared exactly (`similarity.py`).
+and by Cauchy-Schwarz the second and third terms are at most |r| |g'| + |q - m| |s|,
+whose lengths are all known. With the rounding errors of float32 sums this bounds, per
+query, the error of the coarse similarity <q', g'> + <m, g - m>. Rows whose coarse
+similarity is more than twice the bound below the k-th best cannot be among the k
+nearest. The rest, a few rows more than k, are compared exactly (`similarity.py`).
 
-Coarse similarities are never sorted nor kept: gallery rows are dealt to groups, row n
-to group n mod G, and of a group the best similarity, its row and the second best are
-carried along. Where the second best of a group cannot be excluded, all of the group is
-compared; where too much would be, the query is left `open`, for the caller to search
-exactly. So a bad bound costs time and never a neighbour.
+Coarse similarities are neither sorted nor stored: gallery row n belongs to group
+n mod G, and for each group only the best similarity, its row and the second best are
+carried along. If the second best of a group cannot be excluded, the whole group is
+compared. If that would be too many rows, the query stays `open` and the caller searches
+the whole gallery. So a loose bound costs time, never a neighbour.
 """
 
 from functools import cache, partial
@@ -33,26 +33,28 @@ from jaxtyping import Array, Float, Int
 from metricjax.evaluation import similarity
 
 MOST_GROUPS = 4096
-"""The gallery is padded to a multiple; groups are a power of two up to it."""
+"""The gallery is padded to a multiple of this; the number of groups is a power of two
+up to it."""
 
 LEAST_GROUPS = 1024
 
 GROUPS_PER_PLACE = 8
-"""Groups for each of the best that are looked at: few of them share a group."""
+"""Groups per inspected place, so that few of the best rows share a group."""
 
 LEAST_QUERIES = 256
-"""For fewer it is not worth making the gallery ready."""
+"""Fewer queries do not pay for rounding the gallery."""
 
 MOST_SLOTS = 2**12
-"""Rows of a group: their numbers take the lowest bits of float32 numbers."""
+"""Rows per group: their numbers replace the lowest bits of float32 similarities."""
 
 ROWS_PER_QUERY = 1024
-"""Compared exactly at most; beyond, searching the whole gallery is faster."""
+"""Rows compared exactly at most; beyond, searching the whole gallery is faster."""
 
-# Twice the unit roundoff of float32, for adders that do not round to nearest.
+# Twice the unit roundoff of float32, since matrix units may truncate their sums.
 _ROUNDOFF = 2.0**-23
-# A coarse similarity far below every true one; finite, as its last bits are replaced.
-# (Of negative numbers the bits are in the opposite order, still below all others'.)
+# A coarse similarity far below every true one, for padding. Finite, because replacing
+# the last bits of an infinity would make it NaN. (The bits of negative numbers are in
+# the opposite order, but still below those of all positive ones.)
 _NOWHERE = -1e30
 
 
@@ -75,15 +77,15 @@ class Coarse(NamedTuple):
     residuals: Float[Array, " q"]
 
 
-class Found(NamedTuple):
-    """Gallery rows that each query was compared with, the best first.
+class Candidates(NamedTuple):
+    """Gallery rows that each query was compared with exactly, the best first.
 
-    All that is as near as the k-th, or nearer, is there, but for queries that are open.
+    They include every row as near as the k-th, except for queries that are open.
 
     Attributes:
         similarities: [p] float32, exact, query after query, in descending order.
         rows: [p] int64; of equal similarities the lowest row first.
-        counts: [q] how many there are of each query; 0 where it is open.
+        counts: [q] number of rows per query; 0 if it is open.
     """
 
     similarities: np.ndarray
@@ -92,7 +94,7 @@ class Found(NamedTuple):
 
 
 class Screen:
-    """A gallery made ready for coarse products."""
+    """A gallery prepared for coarse products."""
 
     def __init__(self, rows: np.ndarray, dtype, place):
         """Rounds `rows` [n, d], which lie on the grid, to `dtype`.
@@ -120,7 +122,8 @@ class Screen:
             self._residual = max(self._residual, float(residuals.max()))
         self._largest_bias = float(np.abs(bias[:count]).max())
         if dtype == jnp.bfloat16:
-            # As whole numbers: in a loop over bfloat16 arrays XLA makes them float32.
+            # As integers: XLA hoists the conversion of bfloat16 arrays to float32 out
+            # of the loop, which would undo the saving.
             factors = factors.view(np.uint16)
         self._mean = place(mean, replicated=True)
         self._factors = place(factors, replicated=True)
@@ -141,16 +144,16 @@ class Screen:
             mesh=mesh,
         )
 
-    def find(
+    def compare(
         self, queries: np.ndarray, own_index: np.ndarray, k: int, coarse: Coarse
-    ) -> Found:
-        """Compares queries [q, d] exactly with all that can be among their k nearest.
+    ) -> Candidates:
+        """Compare queries exactly with every row that can be among their k nearest.
 
         Args:
-            queries: rows on the grid, those that `coarse` came of.
-            own_index: [q] gallery row that is left out, or -1.
-            k: how many are wanted.
-            coarse: what `launch` gave, in numpy, of these queries.
+            queries: [q, d] rows on the grid, those of `coarse`.
+            own_index: [q] gallery row to exclude, or -1.
+            k: number of neighbours.
+            coarse: the result of `launch` for these queries, in numpy.
         """
         groups, _ = layout(k)
         slots = len(self._factors) // groups
@@ -158,13 +161,18 @@ class Screen:
         rows += coarse.groups
         bound = self._bound(coarse, slots)
 
-        # The own row is no neighbour, so the k-th best of the others is asked for.
+        # The own row is no neighbour, so take the k-th best of the others. Its true
+        # similarity is at least kth - bound, and a row's is at most coarse + bound.
         others = np.where(rows == own_index[:, None], -np.inf, coarse.best)
         kth = -np.partition(-others, k - 1, axis=1)[:, k - 1]
         least = (kth - 2 * bound)[:, None]
+        # `among`: the best row of the group may be a neighbour. `whole`: so may others
+        # of the group, of which only an upper bound (the second best) is known.
         among = coarse.best >= least
         whole = among & (coarse.second >= least)
         most = among.sum(axis=1) + slots * whole.sum(axis=1)
+        # If even the last group inspected could hold a neighbour, groups that were not
+        # inspected could too, and the query stays open.
         closed = (coarse.best[:, -1] < least[:, 0]) & (most <= ROWS_PER_QUERY)
 
         query, place = np.nonzero(among & ~whole & closed[:, None])
@@ -174,37 +182,39 @@ class Screen:
         expanded = np.repeat(query, slots), members.ravel()
         query = np.concatenate([single[0], expanded[0]])
         row = np.concatenate([single[1], expanded[1]])
-        kept = (row < len(self.rows)) & (row != own_index[query])
-        key = np.sort(query[kept] * np.int64(len(self.rows)) + row[kept])
+        allowed = (row < len(self.rows)) & (row != own_index[query])  # No padding.
+        key = np.sort(query[allowed] * np.int64(len(self.rows)) + row[allowed])
         query, row = np.divmod(key, len(self.rows))
         counts = np.bincount(query, minlength=len(queries))
         scores = similarity.of_pairs(queries, self.rows, counts, row)
+        # Stable, and rows ascend within a query: ties are in the order of top_k.py.
         order = np.lexsort((-scores, query))
-        return Found(scores[order], row[order], counts)
+        return Candidates(scores[order], row[order], counts)
 
     def _bound(self, coarse: Coarse, slots: int) -> np.ndarray:
-        """[q] how far a coarse similarity is off at most, but for a number of q."""
+        """[q] largest error of a coarse similarity, up to the term of q alone."""
         width = self.rows.shape[1]
-        # All are moved up by `largest` to be positive, so that is added twice.
+        # `_coarse_rows` adds about `largest` to make all similarities positive, so
+        # they are at most 2 `largest`, and 3 with the rounding of the shift itself.
         lengths = coarse.lengths.astype(np.float64)
         residuals = coarse.residuals.astype(np.float64)
         largest = lengths * self._length + self._largest_bias
         sums = width * _ROUNDOFF * lengths * self._length
         rounded = residuals * self._length + (lengths + residuals) * self._residual
         packed = (_lowest_bits(slots) + 4) * _ROUNDOFF * (3 * largest + 1e-5)
-        # The last factor is for lengths, which are float32 sums too.
+        # The last factor covers the lengths, which are float32 sums themselves.
         return (rounded + sums + packed + _ROUNDOFF) * (1 + 4 * width * _ROUNDOFF)
 
 
 def layout(k: int) -> tuple[int, int]:
-    """How many groups there are and how many of the best are looked at, for k."""
+    """(number of groups, how many of the best groups to inspect), for k."""
     places = -(-(k + k // 2 + 33) // 32) * 32
     groups = max(LEAST_GROUPS, 1 << (GROUPS_PER_PLACE * places - 1).bit_length())
     return groups, places
 
 
 def worthwhile(queries: int, gallery: int, k: int) -> bool:
-    """Whether so many queries pay for a gallery of so many rows being made ready."""
+    """Whether screening pays for this many queries and gallery rows."""
     groups, _ = layout(k)
     fits = groups <= MOST_GROUPS and 2 * groups <= gallery <= MOST_SLOTS * groups
     return fits and queries >= LEAST_QUERIES
@@ -212,7 +222,7 @@ def worthwhile(queries: int, gallery: int, k: int) -> bool:
 
 @cache
 def dtype() -> jnp.dtype:
-    """Of coarse factors: bfloat16 where the processor has matrix units for it."""
+    """dtype of coarse factors: bfloat16 if the processor has matrix units for it."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -221,27 +231,27 @@ def dtype() -> jnp.dtype:
 
 
 def _lowest_bits(slots: int) -> int:
-    """A mask of the bits that number a group's rows."""
+    """A mask of the lowest bits, which number the rows of a group."""
     return (1 << max(slots - 1, 1).bit_length()) - 1
 
 
 @partial(jax.jit, static_argnames="dtype")
 def _rounded(rows, mean, *, dtype):
-    """Rows less the mean in `dtype`, their lengths, and bounds on what was lost."""
+    """Rows minus the mean in `dtype`, their lengths, and bounds on the residuals."""
     rows = rows - mean
     if dtype == jnp.bfloat16:
-        # Not a conversion there and back, which a compiler may leave out.
-        kept = lax.reduce_precision(rows, exponent_bits=8, mantissa_bits=7)
+        # A conversion to bfloat16 and back might be optimised away; this is not.
+        rounded = lax.reduce_precision(rows, exponent_bits=8, mantissa_bits=7)
     else:
-        kept = rows
-    lengths = jnp.linalg.norm(kept, axis=-1)
-    residuals = jnp.linalg.norm(rows - kept, axis=-1) + _ROUNDOFF * lengths
-    return kept.astype(dtype), lengths, residuals
+        rounded = rows
+    lengths = jnp.linalg.norm(rounded, axis=-1)
+    residuals = jnp.linalg.norm(rows - rounded, axis=-1) + _ROUNDOFF * lengths
+    return rounded.astype(dtype), lengths, residuals
 
 
 @partial(jax.jit, static_argnames=("groups", "places", "mesh"))
 def _coarse(queries, *gallery, groups, places, mesh):
-    """`Coarse` of a block of queries; over a mesh each device takes its own."""
+    """`Coarse` of a block of queries, which the devices of a mesh share."""
     program = partial(_coarse_rows, groups=groups, places=places)
     if mesh is None:
         return program(queries, *gallery)
@@ -253,7 +263,7 @@ def _coarse(queries, *gallery, groups, places, mesh):
         out_specs=mine,
         check_vma=False,
     )(queries, *gallery)
-    # Gathered, so that every host can read all rows.
+    # Gather, so that every host can read all rows.
     return lax.with_sharding_constraint(coarse, NamedSharding(mesh, whole))
 
 
@@ -268,11 +278,12 @@ def _coarse_rows(
     groups: int,
     places: int,
 ) -> Coarse:
+    """Scan over the slots: step s takes row s * groups + j of every group j."""
     narrow = factors.dtype == jnp.uint16
     dtype = jnp.bfloat16 if narrow else jnp.float32
-    kept, lengths, residuals = _rounded(queries, mean, dtype=dtype)
-    # Positive float32 numbers are in the order of their bits, and whole numbers are
-    # compared in fewer instructions.
+    rounded, lengths, residuals = _rounded(queries, mean, dtype=dtype)
+    # Positive float32 numbers have the order of their bits, and integer maxima take
+    # fewer instructions. So shift all similarities up until they are positive.
     up = (1.01 * (lengths * length + largest_bias) + 1e-6)[:, None]
     slots = len(factors) // groups
     mask = _lowest_bits(slots)
@@ -280,13 +291,14 @@ def _coarse_rows(
     def fold(carried, part):
         slot, rows, add = part
         products = lax.dot_general(
-            kept,
+            rounded,
             lax.bitcast_convert_type(rows, dtype),
             (((1,), (1,)), ((), ())),
             precision=None if narrow else lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
         best, second = carried
+        # The slot replaces the lowest bits, so one maximum tracks value and row.
         bits = lax.bitcast_convert_type(products + add + up, jnp.int32)
         bits = (bits & ~mask) | slot
         second = jnp.maximum(second, jnp.minimum(best, bits))

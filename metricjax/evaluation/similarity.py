@@ -1,11 +1,11 @@
-"""What the similarity of two unit rows is, to the last bit, on CPU.
+"""The similarity of two unit rows on CPU, reproducible to the last bit.
 
-Rows are brought onto a grid: each number becomes the nearest multiple of 2^-26, which
-float32 holds exactly and which moves a number by at most 2^-27. Products of two such
-rows and all their partial sums are multiples of 2^-52 below 2, which float64 holds
-exactly, so the sum comes out without any rounding and the same in whatever order,
-block or library it is made. Rounded to float32 it is the similarity: a function
-of the two rows alone, the same both ways, bit-equal for exact duplicates.
+Rows are rounded to a grid: each coordinate to the nearest multiple of 2^-26, which
+moves it by at most 2^-27. Products of two such coordinates and all their partial sums
+are multiples of 2^-52 below 2, which float64 represents exactly. So the sum has no
+rounding error and is the same in any order, block or library. Rounded once to float32
+it is the similarity: a function of the two rows alone, symmetric, and bit-equal for
+exact duplicates.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ GRID = 2.0**26
 
 
 def on_grid(rows: np.ndarray) -> np.ndarray:
-    """`rows` [n, d] float32, of numbers up to 2, as multiples of 2^-26."""
+    """`rows` [n, d] float32, up to 2 in magnitude, rounded to multiples of 2^-26."""
     gridded = rows * np.float32(GRID)
     np.rint(gridded, out=gridded)
     gridded /= np.float32(GRID)
@@ -24,13 +24,13 @@ def on_grid(rows: np.ndarray) -> np.ndarray:
 def of_pairs(
     queries: np.ndarray, gallery: np.ndarray, counts: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
-    """Similarities of some pairs.
+    """Similarities of selected pairs.
 
     Args:
         queries: [q, d] float32 on the grid.
         gallery: [n, d] float32 on the grid.
-        counts: [q] how many gallery rows are asked for of each query.
-        rows: [sum of counts] these, query after query.
+        counts: [q] number of gallery rows for each query.
+        rows: [sum of counts] these rows, query after query.
 
     Returns:
         [sum of counts] float32.
@@ -46,4 +46,4 @@ def of_pairs(
         factors[:count] = gathered[:count]
         similarities[start:stop] = factors[:count] @ query
         start = stop
-    return similarities + np.float32(0)  # of -0.0 makes 0.0
+    return similarities + np.float32(0)  # Turns -0.0 into 0.0.

@@ -1,7 +1,23 @@
-"""Same or different? Thresholds of similarity over all pairs, exact and in blocks.
+"""Verification (same or different?): similarity thresholds, exact over all pairs.
 
-A first pass over the pairs counts them in bins of similarity; a second looks only into
-the bins in which an answer lies, and finds it to the last bit.
+The pairs are all {i, j} of two different rows, each once. A pair is of the same class
+if its labels are equal, otherwise of different classes, and is called the same if its
+similarity, the dot product in float32, is at least the threshold t (inclusive). With S
+and D all pairs of the same and of different classes,
+
+    false match rate  FMR(t) = |{p in D: s(p) >= t}| / |D|
+    true match rate   TMR(t) = |{p in S: s(p) >= t}| / |S|.
+
+The threshold of a rate r is the smallest float32 t with FMR(t) <= r: pairs of equal
+similarity are never split, so FMR(t) may be below r. A rate is left out if fewer than
+`LEAST_FALSE_MATCHES` pairs of D may be above its threshold, r |D| < 30. The equal error
+rate is where the line through all points (FMR, 1 - TMR) of the distinct similarities
+crosses FMR = 1 - TMR. Every pair counts the same, so a large class has a large share of
+S. Nothing depends on the order of the rows. There are no queries and no gallery here:
+"same or different" has no direction. The caller leaves out rows not to be compared.
+
+A first pass counts the pairs in bins of similarity. A second pass sorts only the bins
+that contain an answer, and finds it to the last bit.
 """
 
 import math
@@ -32,25 +48,7 @@ def calibrate(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict:
-    """The similarity from which two images are called the same, for wanted error rates.
-
-    The pairs are all {i, j} of two different rows, each once. A pair is of the same
-    class where the labels are equal, otherwise of different ones, and is called the
-    same where its similarity, the dot product in float32, is at least the threshold t
-    (inclusive). With S and D all pairs of the same and of different classes,
-
-        false match rate  FMR(t) = |{p in D: s(p) >= t}| / |D|
-        true match rate   TMR(t) = |{p in S: s(p) >= t}| / |S|.
-
-    The threshold of a wanted rate r is the smallest float32 t with FMR(t) <= r: no pair
-    of equal similarity is split, so FMR(t) may be below r. A rate is left out where
-    fewer than `LEAST_FALSE_MATCHES` pairs of D may lie above its threshold, r |D| < 30.
-    The equal error rate is where the line through all points (FMR, 1 - TMR) of the
-    distinct similarities crosses FMR = 1 - TMR. Every pair counts the same, so a class
-    of many images has much of S. Nothing depends on the order of the rows.
-
-    There are no queries and no gallery here: "same or different" is asked of two images
-    and has no direction. Rows that are not to be compared are left out by the caller.
+    """Similarity thresholds for given false match rates, defined in this module.
 
     Args:
         embeddings: [n, d] floats, rows of unit length within 1e-3; numpy or JAX.
@@ -70,6 +68,10 @@ def calibrate(
     Raises:
         InputError: rows that are not finite or not of unit length, labels that do not
             fit, no pair of one of the two kinds, or a rate outside (0, 1).
+
+    >>> rows, labels = np.eye(8)[np.arange(40) % 8], np.arange(40) % 8
+    >>> calibrate(rows, labels, bootstrap=0)["pairs"]
+    {'same': 80, 'different': 700}
     """
     rates = _checked_rates(false_match_rates)
     pairs = Pairs(embeddings, labels)
@@ -80,23 +82,18 @@ def calibrate(
     # The first bin from above with more pairs than allowed holds the one too many.
     bins = [int(np.flatnonzero(above[DIFFERENT] > rank)[-1]) for rank in ranks]
     crossing = _crossing(above)
-    found = pairs.values({*bins, crossing})
-    thresholds = []
-    for rank, one in zip(ranks, bins, strict=True):
-        values = found[one]
-        left = rank - int(above[DIFFERENT][one + 1])
-        excluded = values.similarities[values.above()[DIFFERENT] > left][-1]
-        thresholds.append(float(np.nextafter(excluded, np.float32(np.inf))))
-    reached = _rates_at(pairs, thresholds, pairs.matches(thresholds), bootstrap, seed)
-    wanted = ("true_match_rate", "interval")
+    values = pairs.values({*bins, crossing})
+    thresholds = _thresholds(above, ranks, [values[one] for one in bins], bins)
+    rates_at = _rates_at(pairs, thresholds, pairs.matches(thresholds), bootstrap, seed)
+    names = ("similarity", "true_match_rate", "interval")
     return {
         "pairs": pairs.sizes,
-        "equal_error_rate": _equal_error(above, crossing, found[crossing]),
+        "equal_error_rate": _equal_error(above, crossing, values[crossing]),
         "thresholds": [
-            {"false_match_rate": rate, "similarity": one["similarity"]}
-            | {name: one[name] for name in wanted if name in one}
+            {"false_match_rate": rate}
+            | {name: one[name] for name in names if name in one}
             | {"pairs": pairs.sizes}
-            for rate, one in zip(enough, reached, strict=True)
+            for rate, one in zip(enough, rates_at, strict=True)
         ],
         "too_few": [rate for rate in rates if rate not in enough],
         "curve": _curve(above),
@@ -111,7 +108,7 @@ def reached(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict:
-    """What given thresholds reach on other images, pairs and rates as in `calibrate`.
+    """The error rates of given thresholds on other images; rates as in `calibrate`.
 
     Args:
         embeddings, labels, bootstrap, seed: see `calibrate`.
@@ -129,18 +126,32 @@ def reached(
     pairs = Pairs(embeddings, labels)
     above = _above(pairs.histogram())
     crossing = _crossing(above)
-    found = pairs.values({crossing})[crossing]
+    values = pairs.values({crossing})[crossing]
     matches = pairs.matches(similarities)
     return {
         "pairs": pairs.sizes,
-        "equal_error_rate": _equal_error(above, crossing, found),
+        "equal_error_rate": _equal_error(above, crossing, values),
         "reached": _rates_at(pairs, similarities, matches, bootstrap, seed),
         "curve": _curve(above),
     }
 
 
+def _thresholds(above, ranks, values: Sequence[Values], bins) -> list[float]:
+    """The smallest float32 with at most `rank` pairs of different classes above it.
+
+    It is the float after the similarity of the one pair too many, which is in the bin
+    of the same position and has the exact `values`.
+    """
+    thresholds = []
+    for rank, exact, one in zip(ranks, values, bins, strict=True):
+        left = rank - int(above[DIFFERENT][one + 1])
+        excluded = exact.similarities[exact.above()[DIFFERENT] > left][-1]
+        thresholds.append(float(np.nextafter(excluded, np.float32(np.inf))))
+    return thresholds
+
+
 def _allowed(pairs: Pairs, rate: float) -> int:
-    """How many pairs of different classes are that share, rounded down."""
+    """The number of different-class pairs at that rate, rounded down."""
     return math.floor(rate * pairs.sizes["different"] * (1 + 1e-12))
 
 
@@ -192,7 +203,7 @@ def _curve(above: Int[np.ndarray, "2 bins+1"]) -> dict[str, list[float]]:
 
 
 def _rates_at(pairs: Pairs, thresholds, matches, bootstrap, seed) -> list[dict]:
-    """The rates that thresholds reach, with intervals."""
+    """The false and true match rates at thresholds, with intervals."""
     resampling = {"resamples": bootstrap, "seed": seed}
     sums = matches[SAME].T
     true_rates = sums.sum(axis=0) / pairs.sizes["same"]

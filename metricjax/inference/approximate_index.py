@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from metricjax.errors import InputError, disk_errors
-from metricjax.evaluation.neighbors import unit_rows
+from metricjax.evaluation.rows import unit_rows
 from metricjax.inference.gallery_index import Index
 from metricjax.storage.atomic import atomic_file
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from metricjax.errors import InputError
-from metricjax.evaluation.neighbors import unit_rows
+from metricjax.evaluation.rows import unit_rows
 from metricjax.inference import parquet
 from metricjax.inference.vectors import FORMAT, Vectors
 from metricjax.storage.atomic import atomic_file

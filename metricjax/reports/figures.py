@@ -1,4 +1,4 @@
-"""Curves and points as inline SVG.
+"""Curves as inline SVG: panels of a run's history, axes, ticks (points: `scatter`).
 
 The SVG is written by hand rather than by a plotting library: its colours are the
 page's CSS variables, so one file serves the light and the dark scheme, its text stays
@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 190
@@ -279,58 +278,6 @@ def _line(curve: Curve, index: int, x, y, show, along, tell) -> Iterable[str]:
                 f'<circle class="dot {style}" cx="{x(step):.1f}" cy="{y(value):.1f}" '
                 f'r="2.5"><title>{said}</title></circle>'
             )
-
-
-def scatter(
-    title: str,
-    points: Float[np.ndarray, "n 2"],
-    groups: Int[np.ndarray, " n"],
-    names: Sequence[str],
-    marked: Float[np.ndarray, "k 2"] | None = None,
-) -> Panel:
-    """Points in a plane whose axes mean nothing; neighbours are what is to be seen.
-
-    Args:
-        title: heading of the panel.
-        points: [n, 2].
-        groups: [n] number of each point's group, 0 or more, which gives its colour.
-        names: what to call each point.
-        marked: [k, 2] points drawn as stars, number i in the colour of group i.
-    """
-    everything = points if marked is None else np.concatenate([points, marked])
-    low, high = everything.min(axis=0), everything.max(axis=0)
-    span = np.maximum(high - low, 1e-12)
-    border = 8.0
-    size = np.array([WIDTH, 1.4 * HEIGHT]) - 2 * border
-    places = border + (points - low) / span * size
-    count = 1 + max(int(groups.max()), 0 if marked is None else len(marked) - 1)
-
-    def colour(group):
-        """Hues around the circle, of a lightness that shows on light and on dark."""
-        return f"hsl({360 * group / count:.0f} 65% 48%)"
-
-    parts = [
-        f'<circle fill="{colour(group)}" cx="{x:.1f}" cy="{y:.1f}" r="2.6">'
-        f"<title>{escape(name)}</title></circle>"
-        for (x, y), group, name in zip(places, groups.tolist(), names, strict=True)
-    ]
-    stars = 0 if marked is None else len(marked)
-    for group in range(stars):
-        x, y = border + (marked[group] - low) / span * size
-        corners = " ".join(
-            f"{x + r * math.sin(turn):.1f},{y - r * math.cos(turn):.1f}"
-            for turn, r in zip(np.arange(10) * math.pi / 5, [9.0, 4.0] * 5, strict=True)
-        )
-        parts.append(
-            f'<polygon class="star" fill="{colour(group)}" points="{corners}">'
-            f"<title>group {group + 1}</title></polygon>"
-        )
-    label = f"{title}: {len(points)} points of {len(np.unique(groups))} groups."
-    svg = Markup(
-        f'<svg viewBox="0 0 {WIDTH} {1.4 * HEIGHT:.0f}" role="img" '
-        f'aria-label="{escape(label)}">' + "".join(parts) + "</svg>"
-    )
-    return Panel(title, svg, ())
 
 
 def _ticks(low: float, high: float, wanted: int = 4) -> list[float]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from metricjax.reports import figures
 from metricjax.reports.figures import Curve, Panel
+from metricjax.reports.scatter import scatter
 from metricjax.reports.thumbnails import Thumbnail, thumbnail
 
 # Side of a picture that something is laid over, in pixels.
@@ -268,7 +269,7 @@ def proxies(
     """
     panels = ()
     if places is not None:
-        panels = (figures.scatter("Proxies, t-SNE", places, parent, names, coarse),)
+        panels = (scatter("Proxies, t-SNE", places, parent, names, coarse),)
     return Study(
         "Classes in groups",
         "The proxies of the classes in the plane, coloured by their group, stars for "

@@ -6,7 +6,7 @@ import pytest
 
 from metricjax.errors import InputError
 from metricjax.evaluation import nearest
-from metricjax.evaluation.neighbors import Gallery
+from metricjax.evaluation.neighbors import PlacedGallery
 
 
 def unit_normal(count, width, seed=0):
@@ -68,7 +68,7 @@ def test_boundary_counts_reach_over_the_whole_gallery():
     gallery = np.eye(3, dtype=np.float32)[np.repeat([0, 1, 2], [2, 4000, 7])]
     labels = (np.arange(4009) % 5).astype(np.int32)
     order = np.random.default_rng(0).permutation(4009)
-    index = Gallery(gallery[order], labels[order], None)
+    index = PlacedGallery(gallery[order], labels[order], None)
     queries = np.array([[0.8, 0.6, 0], [0, 0.6, 0.8], [0, 0, 1]], np.float32)
     own = np.array([-1, np.flatnonzero(order == 4002)[0], -1], np.int32)
     ((rows, kept),) = index.search(queries, np.full(3, 2, np.int32), own, 6, 64)
@@ -82,7 +82,7 @@ def test_boundary_counts_reach_over_the_whole_gallery():
 
 def test_memory_stays_within_blocks():
     """The compiled program holds no queries x gallery array."""
-    from metricjax.evaluation import neighbors
+    from metricjax.evaluation import neighbors, tile_search
 
     count, width = 40_000, 8
     tiles = (
@@ -97,7 +97,7 @@ def test_memory_stays_within_blocks():
             jax.ShapeDtypeStruct((block,), np.int32),
             jax.ShapeDtypeStruct((block,), np.int32),
         )
-        compiled = neighbors._search.lower(
+        compiled = tile_search.search_block.lower(
             *queries, *tiles, k=depth, mesh=None
         ).compile()
         used = compiled.memory_analysis().temp_size_in_bytes

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from metricjax.evaluation import screening, similarity
-from metricjax.evaluation.kept import Kept
-from metricjax.evaluation.neighbors import Gallery
+from metricjax.evaluation.neighbors import PlacedGallery
+from metricjax.evaluation.ranked import Ranked
 
 WIDTH, COUNT = 24, 1511
 
@@ -62,14 +62,14 @@ def small_tiles(monkeypatch):
 
 
 def searched(rows, *, k=11, queries=700, mesh=None, block=256, order=None):
-    """All rows among themselves: `Kept` of the first queries, by row."""
+    """All rows among themselves: `Ranked` of the first queries, by row."""
     order = np.arange(len(rows)) if order is None else order
     labels = (np.arange(len(rows)) % 7).astype(np.int32)
     own = np.argsort(order)[:queries].astype(np.int32)
-    index = Gallery(rows[order], labels[order], mesh)
+    index = PlacedGallery(rows[order], labels[order], mesh)
     kept, seen = None, np.zeros(queries, int)
     for some, found in index.search(rows[:queries], labels[:queries], own, k, block):
-        kept = kept or Kept(
+        kept = kept or Ranked(
             *(np.empty((queries, *part.shape[1:]), part.dtype) for part in found)
         )
         seen[some] += 1
@@ -81,7 +81,7 @@ def searched(rows, *, k=11, queries=700, mesh=None, block=256, order=None):
 
 @pytest.fixture(scope="module")
 def compared():
-    """`Kept` without screening."""
+    """`Ranked` without screening."""
     cache = {}
 
     def of(name, k=11):
@@ -96,7 +96,7 @@ def compared():
 
 
 def assert_same(found, expected):
-    for name in Kept._fields:
+    for name in Ranked._fields:
         got, wanted = getattr(found, name), getattr(expected, name)
         assert got.dtype == wanted.dtype
         np.testing.assert_array_equal(got, wanted, err_msg=name)
@@ -117,7 +117,7 @@ def test_what_is_compared_is_little_where_it_can_be():
         rows = similarity.on_grid(GALLERIES[name]())
         screen = screening.Screen(rows, jnp.dtype("bfloat16"), placed)
         coarse = fetched(screen.launch(rows[:256], 11, None))
-        found = screen.find(rows[:256], np.arange(256, dtype=np.int32), 11, coarse)
+        found = screen.compare(rows[:256], np.arange(256, dtype=np.int32), 11, coarse)
         assert np.mean(found.counts > 0) == some
         if some:
             assert found.counts.mean() < 60 and found.counts.min() >= 11
@@ -188,7 +188,7 @@ def test_accelerators_compare_by_float32_products():
     rows = unit(normal(COUNT))
     labels = np.zeros(COUNT, np.int32)
     own = np.full(64, -1, np.int32)
-    index = Gallery(rows, labels, None)
+    index = PlacedGallery(rows, labels, None)
     ((_, exact),) = index._compared(rows[:64], labels[:64], own, 5, 64)
     index.exact_sums = False
     ((some, single),) = index.search(rows[:64], labels[:64], own, 5, 64)
