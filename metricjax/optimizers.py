@@ -1,4 +1,4 @@
-"""Optax chains: schedules, parameter groups by path, freezing, clipping."""
+"""Optimizers as optax chains: schedules, parameter groups, freezing, clipping."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from optax import contrib
 
 from metricjax.errors import InputError
 
-# Learning rates of groups, as multiples, where a config does not name the group.
+# Default learning rates of parameter groups, as multiples of `learning_rate`.
 GROUP_RATES = {"proxies": 100.0}
 METHODS = ("adam", "adamw", "muon", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
@@ -21,23 +21,22 @@ _NOT_NEGATIVE = (
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters move.
+    """Settings of the optimizer.
 
     Attributes:
       method: "adam" (weight decay added to the gradient), "adamw" (decoupled), "muon"
-        (kernels of several pixels behind the first layer move by their orthogonalised
-        momentum, all else as by "adamw") or "sgd" (momentum, decay added to the
-        gradient).
+        (orthogonalised momentum for kernels larger than 1x1 after the first layer,
+        "adamw" for the rest) or "sgd" (momentum, decay added to the gradient).
       learning_rate: the peak, for every group not named in `group_rates`.
       schedule: "constant", "step" (times `step_decay` at each of `step_boundaries`) or
         "cosine" (down to `final_rate` times the peak after the last step).
-      warmup_steps: linear from 0 to the peak over this many first steps.
+      warmup_steps: steps of linear warm-up from 0 to the peak.
       step_boundaries: steps at which "step" decays.
       step_decay: its factor.
-      final_rate: where "cosine" ends, as a share of the peak.
+      final_rate: final rate of "cosine", as a fraction of the peak.
       weight_decay: on kernels only; never on biases, normalisation or GeM's exponent.
       momentum: of "sgd" and "muon".
-      muon_rate: learning rate of what "muon" orthogonalises, as a multiple of
+      muon_rate: learning rate of orthogonalised kernels, as a multiple of
         `learning_rate`, above 0.
       clip_norm: largest global norm of the gradient, above 0; None: unbounded.
       group_rates: learning rate of a parameter group as a multiple of
@@ -98,7 +97,7 @@ class OptimizerConfig:
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of every step of a run of `steps` steps."""
+    """The learning rate at each step of a run of `steps` steps."""
     peak, warmup = config.learning_rate, config.warmup_steps
     if warmup >= steps:
         raise InputError(
@@ -126,12 +125,12 @@ def build(
 
     Args:
       config: the settings.
-      steps: how many steps the run has, for the schedules.
+      steps: length of the run, for the schedules.
       parameters: the parameter tree, or its shapes; its top-level names are the groups.
 
     Raises:
-      InputError: a group that the parameters do not have, every group frozen, or a
-        warm-up as long as the run.
+      InputError: an unknown group, every group frozen, or a warm-up as long as the
+        run.
     """
     groups = sorted(parameters)
     unknown = sorted(set(config.group_rates) - set(groups) - set(GROUP_RATES))
@@ -168,7 +167,7 @@ def build(
 def _clip(
     config: OptimizerConfig, rates: Mapping[str, float]
 ) -> optax.GradientTransformation:
-    """Clip by the norm over the groups that move; frozen ones do not count."""
+    """Clip by the global norm over the groups that are not frozen."""
     moving = {group for group, rate in rates.items() if rate}
 
     def mask(tree):
@@ -217,7 +216,7 @@ def _dimension_numbers(tree: Any) -> Any:
 
 
 def _kernels(tree: Any) -> Any:
-    """True for kernels: what convolutions and linear maps multiply by."""
+    """True for the kernels of convolutions and linear layers."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == "kernel", tree
     )

@@ -1,4 +1,4 @@
-"""The settings of a run: what there is, how files and flags become it, what may change.
+"""The settings of a run: `schema` and `constraints`, `parsing` of files, `identity`.
 
 A config file starts so::
 

@@ -1,4 +1,7 @@
-"""What the settings of a run must be to each other, each mistake in a sentence."""
+"""Constraints between settings of a run: sampler and loss, batch and devices.
+
+Come here for checks that involve several settings; ranges of one are in `schema`.
+"""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +14,7 @@ from metricjax.objectives.objective import Loss
 
 
 class Settings(Protocol):
-    """The settings of a run that constrain each other; see `schema.RunConfig`."""
+    """The settings that constrain each other, a part of `schema.RunConfig`."""
 
     steps: int
     batch_size: int
@@ -25,7 +28,7 @@ class Settings(Protocol):
 
 
 def check_run(config: Settings) -> None:
-    """Raise `InputError` unless the parts of a run fit each other."""
+    """Raise `InputError` if settings of a run contradict each other."""
     _check_sampler(config)
     _check_batch(config, 1)
     _check_micro_batch(config, 1)
@@ -34,7 +37,7 @@ def check_run(config: Settings) -> None:
 
 
 def check_devices(config: Settings, devices: int) -> None:
-    """Raise `InputError` unless the batches can be split over the devices."""
+    """Raise `InputError` unless batches divide evenly among the devices."""
     _check_batch(config, devices)
     _check_micro_batch(config, devices)
     size = config.evaluation.batch_size
@@ -47,7 +50,7 @@ def check_devices(config: Settings, devices: int) -> None:
 
 
 def _check_losses(config: Settings) -> None:
-    """Raise `InputError` unless the batches and the steps are what the losses need."""
+    """Raise `InputError` if batch size, steps or sampler do not suit the losses."""
     memory = config.objective.memory
     if 0 < memory.size < config.batch_size:
         raise InputError(
@@ -72,7 +75,7 @@ def _check_losses(config: Settings) -> None:
 def _check_pairs(
     config: Settings, name: str, loss: Loss, options: Mapping[str, Any]
 ) -> None:
-    """Raise `InputError` unless the sampler gives a loss the pairs that it compares."""
+    """Raise `InputError` unless batches contain the pairs that a loss compares."""
     sampler, instances = config.sampler, config.instances_per_class
     if options.get("among") == "adjacent" and sampler != "pairs":
         raise InputError(
@@ -111,7 +114,7 @@ def _check_sampler(config: Settings) -> None:
 
 
 def _check_batch(config: Settings, devices: int) -> None:
-    """Raise `InputError` unless the batch is whole groups, and equal shares."""
+    """Raise `InputError` unless the batch divides into classes and among devices."""
     size, multiple, of = config.batch_size, 1, ""
     if config.sampler in OF_CLASSES:
         multiple = config.instances_per_class
@@ -134,7 +137,7 @@ def _check_batch(config: Settings, devices: int) -> None:
 
 
 def _check_micro_batch(config: Settings, devices: int) -> None:
-    """Raise `InputError` unless the parts are equal, and can be shared equally."""
+    """Raise `InputError` unless micro-batches divide the batch and the devices them."""
     size, micro = config.batch_size, config.micro_batch_size
     if micro is None or (micro > 0 and size % micro == 0 and micro % devices == 0):
         return

@@ -1,4 +1,4 @@
-"""From a config file or config.json to frozen settings, every mistake in a sentence.
+"""Parse a config file or config.json into frozen dataclasses, with readable errors.
 
 A config file builds on `default_config()`, which lists every setting with its default;
 `from_config_dict` turns the result into the dataclasses of `schema`. Library code sees
@@ -21,9 +21,9 @@ from metricjax.optimizers import GROUP_RATES
 
 
 def default_config() -> ConfigDict:
-    """Every setting with its default, as config files start from it.
+    """Every setting with its default, the starting point of config files.
 
-    `objective.terms` is empty: a config says what it minimises with `terms`.
+    `objective.terms` is empty: a config names its losses with `terms`.
     """
     tree = {f.name: _default(f) for f in dataclasses.fields(RunConfig)[1:]}
     objective = {f.name: _default(f) for f in dataclasses.fields(ObjectiveConfig)[1:]}
@@ -44,7 +44,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def terms(**losses: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The objective's losses for a config file, their unnamed settings filled in.
+    """The losses of the objective for a config file, with defaults filled in.
 
     `terms(triplet={"margin": 0.1}, softmax={"weight": 0.5})`.
     """
@@ -68,13 +68,13 @@ def choose_variant(config: str, variant: str, variants: Sequence[str]) -> str:
     return variant
 
 
-# The data sets of the papers, and a folder of one's own.
+# The data sets of the papers, and a folder of the user's images.
 DATA_VARIANTS = ("folder", "cub", "cars", "sop", "inshop")
 _RECALL_AT = {"sop": (1, 10, 100, 1000), "inshop": (1, 10, 20, 30, 40, 50)}
 
 
 def use_data(config: ConfigDict, variant: str) -> None:
-    """Set a data set of the papers, and the K that its tables have."""
+    """Select a data set of the papers and the K of its Recall@K tables."""
     config.data.name = variant
     config.evaluation.recall_at = _RECALL_AT.get(variant, (1, 2, 4, 8))
 
@@ -83,7 +83,7 @@ def from_config_dict(config: Mapping[str, Any]) -> RunConfig:
     """The frozen settings of a run.
 
     Raises:
-      InputError: a setting that does not exist, of another type, or out of its range.
+      InputError: an unknown setting, a wrong type, or a value out of range.
     """
     tree = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     objective = dict(tree.get("objective") or {})
@@ -111,11 +111,11 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    found = {}
+    leaves = {}
     for name, value in tree.items():
         where = f"{path}.{name}" if path else name
-        found |= flat(value, where) if isinstance(value, dict) else {where: value}
-    return found
+        leaves |= flat(value, where) if isinstance(value, dict) else {where: value}
+    return leaves
 
 
 def _plain(value: Any) -> Any:
@@ -155,7 +155,7 @@ def _term(name: str, options: Mapping[str, Any]) -> Term:
 
 
 def _like(value: Any, default: Any, path: str) -> Any:
-    """The value if it is of the default's type, a list as a tuple."""
+    """Check that a value has the type of the default; lists become tuples."""
     if not isinstance(default, tuple):
         _check_type(value, type(default), path)
         return value
@@ -163,7 +163,7 @@ def _like(value: Any, default: Any, path: str) -> Any:
 
 
 def _build(cls: type, tree: Any, path: str) -> Any:
-    """A dataclass from a dictionary; every key and type is checked."""
+    """Build a dataclass from a dictionary, checking every key and type."""
     if dataclasses.is_dataclass(tree):
         return tree
     if not isinstance(tree, Mapping):

@@ -1,7 +1,7 @@
-"""The settings of a run as frozen dataclasses, each checked where it stands.
+"""The settings of a run as frozen dataclasses.
 
 Add a setting here: a field with its default, a line under `Attributes`, its range in
-`__post_init__`. What two settings must be to each other is checked in `constraints`.
+`__post_init__`. Constraints between settings are in `constraints`.
 """
 
 from dataclasses import dataclass, field
@@ -16,22 +16,22 @@ from metricjax.optimizers import OptimizerConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they come.
+    """The data set and the input pipeline.
 
     Attributes:
       name: a data set of `data.open_dataset`.
-      root: where its files are; None where it needs none.
-      source: where one gets the files; said when they are missing.
-      closed_set: allow classes that stand in both train and test.
-      cropped: crop the images to the official bounding boxes, of `cub` and `cars`.
+      root: where its files are; None if it needs none.
+      source: where to get the files; part of the message if they are missing.
+      closed_set: allow classes in both train and test.
+      cropped: crop `cub` and `cars` to the official bounding boxes.
       holdout: share of the training classes held out for validation.
-      folds: parts of the training classes of which one is held out instead, see
-        `datasets.fold` and `--mode folds`; 0: none.
+      folds: number of folds of the training classes; one is held out instead, see
+        `splits.fold` and `--mode folds`; 0: none.
       fold: which of them, 0 to folds - 1.
-      turns: 1 to 4 quarter turns of the training images, each a class of its own, see
-        `datasets.with_turns`.
+      turns: 1 to 4; rotates training images by quarter turns, each rotation a class of
+        its own, see `splits.with_turns`.
       transform: how images are prepared and augmented.
-      threads: that prepare batches; None: one per processor.
+      threads: for preparing batches; None: one per processor.
       cache_gib: memory for decoded images, in GiB.
     """
 
@@ -59,17 +59,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How embeddings are judged.
+    """How embeddings are evaluated.
 
     Attributes:
       recall_at: the K of Recall@K.
       batch_size: images embedded at a time.
-      select_by: validation metric by which the best checkpoint is chosen.
-      select_on_test: choose it on the test classes, and train on all others. Such
-        numbers are too good; results and report are stamped.
+      select_by: validation metric that selects the best checkpoint.
+      select_on_test: select it on the test classes, and train on all others. Such
+        numbers are too good; results and report are marked.
       bootstrap: resamples of the classes for the intervals.
-      clustering_restarts: first guesses of the k-means whose NMI, AMI and F1 stand
-        beside the metrics of the test classes; 0: none.
+      clustering_restarts: k-means restarts for NMI, AMI and F1 of the test classes; 0:
+        no clustering metrics.
     """
 
     recall_at: tuple[int, ...] = (1, 2, 4, 8)
@@ -100,15 +100,14 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """What `--mode plan` looks at; training does not.
+    """Settings of `--mode plan`; training ignores them.
 
     Attributes:
-      topology: TPU chips that need not be here, such as "v5e:16x16"; None: the devices
-        that are here.
+      topology: TPU chips to plan for, such as "v5e:16x16"; None: the attached devices.
       utilization: the share of a chip's published FLOP/s that training is assumed to
         reach, in (0, 1].
-      compiles: programs compiled to find the largest batch, and as many to find what
-        would make room; 0: look for neither.
+      compiles: programs compiled to find the largest batch, and as many to find
+        settings that need less memory; 0: search for neither.
     """
 
     topology: str | None = None
@@ -135,24 +134,24 @@ class RunConfig:
       seed: of initialisation, data order, augmentation, held-out classes.
       steps: optimizer steps.
       batch_size: images of the global batch, all devices together.
-      micro_batch_size: how many of them go through the network at a time, all devices
-        together; None: all. The losses see the whole batch all the same, and the
-        gradient is that of the whole, but batch normalisation goes by the statistics
-        of each part. For batches that memory has no room for.
-      sampler: which images stand in a batch. "classes": P classes of K images;
+      micro_batch_size: images per pass through the network, all devices together;
+        None: all. Losses and gradients are those of the whole batch, but batch
+        normalisation uses the statistics of each part. For batches that do not fit
+        into memory.
+      sampler: which images a batch contains. "classes": P classes of K images;
         "distinct": the same without classes of fewer than K images, so that no image
         is twice in a batch; "categories": P x K, the classes from few categories;
-        "pairs": images at random, half of them beside another of their class, half
-        beside one of another; "images": images at random. See `data.samplers`.
+        "pairs": random images, half paired with an image of the same class, half with
+        one of another; "images": random images. See `data.samplers`.
       instances_per_class: images of each class in a batch, K of P x K; "pairs" and
         "images" have none.
-      categories_per_batch: of "categories": 1 for negatives of one's own category
-        alone, P for as many categories as classes.
+      categories_per_batch: for "categories": 1 for negatives from the same category
+        only, P for as many categories as classes.
       log_every, eval_every, checkpoint_every: in steps.
-      host_timeout: of several hosts, for how long one may give no sign of life before
-        the others end, in seconds.
+      host_timeout: seconds without a sign of life from one host after which the other
+        hosts end.
       data, model, objective, optimizer, evaluation: the parts.
-      plan: what `--mode plan` looks at.
+      plan: settings of `--mode plan`.
     """
 
     objective: ObjectiveConfig
@@ -191,5 +190,5 @@ class RunConfig:
 
     @property
     def parts(self) -> int:
-        """In how many turns a batch goes through the network."""
+        """Number of micro-batches per batch."""
         return self.batch_size // (self.micro_batch_size or self.batch_size)

@@ -1,4 +1,4 @@
-"""Cross-batch memory: a queue of past embeddings that pair losses compare with too."""
+"""Cross-batch memory (XBM): a queue of past embeddings as references of losses."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from metricjax.errors import InputError
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """How far back a batch looks.
+    """Settings of the memory.
 
     Attributes:
-      size: images remembered, at least a batch of them; 0 for no memory.
-      start_step: steps before the memory counts. It fills from the first step on, so
-        that by then it holds what the latest steps saw.
-      weight: of a pair loss of the batch against the memory, beside the loss within the
-        batch.
+      size: number of images in the memory, at least one batch; 0: no memory.
+      start_step: steps before the memory is used. It is filled from the first step, so
+        that it then holds the latest batches.
+      weight: weight of a pair loss of the batch against the memory, relative to the
+        loss within the batch.
     """
 
     size: int = 0
@@ -41,13 +41,13 @@ class MemoryConfig:
 
 
 class Memory(NamedTuple):
-    """The last images that a run saw: a ring, written over from its oldest on.
+    """The latest images of a run, in a ring buffer that overwrites its oldest rows.
 
     Attributes:
-      rows: tree of arrays [size, ...], what the model made of each image.
+      rows: tree of arrays [size, ...], the embeddings of each image.
       labels: int32 [size], their classes.
-      filled: int32 scalar, how many places hold an image; always the first ones.
-      position: int32 scalar, the place that is written next.
+      filled: int32 scalar, number of slots in use; always the first ones.
+      position: int32 scalar, the slot that is written next.
     """
 
     rows: Any
@@ -57,16 +57,16 @@ class Memory(NamedTuple):
 
     @property
     def mask(self) -> Bool[Array, " n"]:
-        """Which places hold an image."""
+        """Which slots are in use."""
         return jnp.arange(len(self.labels)) < self.filled
 
 
 def empty(size: int, rows: Any) -> Memory:
-    """A memory of nothing yet.
+    """An empty memory.
 
     Args:
-      size: how many images it will hold.
-      rows: tree of arrays [b, ...], or their shapes, of the kind to be remembered.
+      size: its number of slots.
+      rows: tree of arrays [b, ...], or their shapes, like those to be stored.
     """
     return Memory(
         jax.tree.map(lambda row: jnp.zeros((size, *row.shape[1:]), row.dtype), rows),
@@ -77,28 +77,30 @@ def empty(size: int, rows: Any) -> Memory:
 
 
 def remember(memory: Memory, rows: Any, labels: Int[Array, " b"]) -> Memory:
-    """The memory with a batch in the place of its oldest images.
+    """Replace the oldest images of the memory by a batch.
+
+    Call it after the loss of the batch, so that no image is compared with itself; the
+    source enqueues the batch first.
 
     Args:
-      memory: of `size` images.
-      rows: tree of arrays [b, ...] with b <= size; no gradient goes through them.
+      memory: with `size` slots.
+      rows: tree of arrays [b, ...] with b <= size; gradients are stopped.
       labels: their classes [b].
 
     Returns:
-      A new memory. Ours does not hold the batch while the batch's own loss is taken, so
-      that no image is compared with itself; the source puts the batch in first.
+      The new memory.
 
     Source: Wang et al., "Cross-Batch Memory for Embedding Learning" (arXiv 1912.06798).
     """
     size, count = len(memory.labels), len(labels)
-    places = (memory.position + jnp.arange(count)) % size
+    slots = (memory.position + jnp.arange(count)) % size
 
-    def written(old, new):
-        return old.at[places].set(jax.lax.stop_gradient(new).astype(old.dtype))
+    def write(old, new):
+        return old.at[slots].set(jax.lax.stop_gradient(new).astype(old.dtype))
 
     return Memory(
-        jax.tree.map(written, memory.rows, rows),
-        written(memory.labels, labels),
+        jax.tree.map(write, memory.rows, rows),
+        write(memory.labels, labels),
         jnp.minimum(memory.filled + count, size),
         (memory.position + count) % size,
     )

@@ -1,9 +1,8 @@
-"""Hierarchical proxies in a run: the proxies of each level, and who belongs to which.
+"""Hierarchical proxies (HPL) in a run: settings, parameters, state and regrouping.
 
-The fine proxies, and the coarse ones where they are learnt, are parameters; which class
-belongs to which coarse proxy is a state beside them, renewed on the host between steps.
-It is a function of the parameters and of (seed, step), so that a run that is resumed
-groups the classes as it would have done.
+Fine proxies, and coarse ones if learnt, are parameters. The class -> coarse proxy map
+is state beside them, recomputed on the host between steps as a function of the
+parameters and (seed, step), so that a resumed run gets the same groups.
 """
 
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ CHOICES = {
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """What losses must know of the classes to learn from.
+    """What losses need to know about the training classes.
 
     Attributes:
       count: c; labels are 0..c-1.
@@ -54,13 +53,13 @@ class HierarchicalProxy:
       level_weights: one for each level, the classes' own first.
       hierarchy: "kmeans" of the fine proxies, or "category": one level, of the groups
         that the data set gives.
-      clusters: of "kmeans": groups of each level above the classes, ever fewer.
-      coarse: proxies above the classes are "learnt", beginning at the centroids of
-        their members, or the "centroid" of them at every step.
+      clusters: for "kmeans": groups per level above the classes, in decreasing order.
+      coarse: proxies above the classes are "learnt", starting at the centroids of their
+        members, or the "centroid" of their members at every step.
       centroid_gradient: let the gradient of a "centroid" level reach the fine proxies.
-      warmup: steps with the finest level alone, before the groups are made.
-      every: steps after which "kmeans" makes them anew; 0: never.
-      spherical: cluster the fine proxies made unit.
+      warmup: steps with the finest level alone, before the first grouping.
+      every: steps between regroupings by "kmeans"; 0: group once.
+      spherical: cluster fine proxies of unit length.
       margin, scale: of "proxy_anchor".
       temperature, include_positive: of "proxy_nca".
     """
@@ -82,31 +81,32 @@ class HierarchicalProxy:
     def __post_init__(self):
         for name in ("warmup", "every"):
             if getattr(self, name) < 0:
-                self._refuse(name, "it must be 0 or more")
+                self._reject(name, "it must be 0 or more")
         if not self.level_weights or min(self.level_weights) <= 0:
-            self._refuse("level_weights", "each must be above 0")
+            self._reject("level_weights", "each must be above 0")
         if self.hierarchy == "category":
             if len(self.level_weights) != 2:
-                self._refuse("level_weights", "categories make two levels")
+                self._reject("level_weights", "categories make two levels")
             if self.every:
-                self._refuse("every", "categories stay what they are, so set it to 0")
+                self._reject("every", "categories stay what they are, so set it to 0")
             return
         if not self.clusters or min(self.clusters) < 2:
-            self._refuse("clusters", "each level needs 2 or more")
+            self._reject("clusters", "each level needs 2 or more")
         if len(self.level_weights) != 1 + len(self.clusters):
-            self._refuse(
+            self._reject(
                 "level_weights",
                 f"with clusters={self.clusters} it must name "
                 f"{1 + len(self.clusters)} weights, the classes' own first",
             )
 
-    def _refuse(self, name: str, why: str):
-        found = f"hierarchical_proxy.{name} is {getattr(self, name)!r}"
-        raise InputError(f"{found}: {why}.")
+    def _reject(self, name: str, why: str):
+        raise InputError(
+            f"hierarchical_proxy.{name} is {getattr(self, name)!r}: {why}."
+        )
 
     @property
     def loss(self):
-        """Of one level."""
+        """The loss function of one level."""
         if self.base == "proxy_anchor":
             return partial(proxy_anchor, margin=self.margin, scale=self.scale)
         return partial(
@@ -116,10 +116,10 @@ class HierarchicalProxy:
         )
 
     def counts(self, classes: Classes) -> tuple[int, ...]:
-        """Proxies of each level above the classes.
+        """Number of proxies per level above the classes.
 
         Raises:
-          InputError: the classes cannot be grouped so.
+          InputError: the settings do not fit the classes.
         """
         if self.hierarchy == "category":
             return (self._categories(classes),)
@@ -127,15 +127,15 @@ class HierarchicalProxy:
             (classes.count, *self.clusters), self.clusters, strict=False
         ):
             if count >= below:
-                self._refuse("clusters", f"{below} cannot make {count} groups")
+                self._reject("clusters", f"{below} cannot make {count} groups")
         return self.clusters
 
     def _categories(self, classes: Classes) -> int:
         if classes.categories is None:
-            self._refuse("hierarchy", "the data set has no categories, choose 'kmeans'")
+            self._reject("hierarchy", "the data set has no categories, choose 'kmeans'")
         count = int(np.max(classes.categories)) + 1
         if not 2 <= count < classes.count:
-            self._refuse(
+            self._reject(
                 "hierarchy",
                 f"the {classes.count} classes are of {count} categories, but it takes "
                 "at least 2, and fewer than classes",
@@ -143,13 +143,13 @@ class HierarchicalProxy:
         return count
 
     def due(self, step: int) -> bool:
-        """Whether the groups are made (anew) before step `step`, counted from 0."""
+        """Whether the classes are (re)grouped before step `step`, counted from 0."""
         since = step - self.warmup
         return since == 0 or (since > 0 and self.every > 0 and since % self.every == 0)
 
 
 def init_proxies(config: HierarchicalProxy, fine: Array, counts) -> dict[str, Array]:
-    """The parameters: `fine` [c, d]; `coarse1`, ... [k, d] where they are learnt."""
+    """The parameters: `fine` [c, d]; `coarse1`, ... [k, d] if they are learnt."""
     learnt = counts if config.coarse == "learnt" else ()
     return {"fine": fine} | {
         f"coarse{level}": jnp.zeros((count, fine.shape[1]))
@@ -158,11 +158,11 @@ def init_proxies(config: HierarchicalProxy, fine: Array, counts) -> dict[str, Ar
 
 
 def init_state(classes: int, counts: tuple[int, ...]) -> dict[str, Array]:
-    """What is not trained.
+    """The state that is not trained.
 
     Returns:
-      `active`, whether the groups are made; for every level above the classes `parent1`
-      int32 [c], class -> group, and `size1` int32 [k], how many classes are in a group.
+      `active`, whether there are groups yet; per level above the classes `parent1`
+      int32 [c], class -> group, and `size1` int32 [k], number of classes per group.
     """
     state = {"active": jnp.bool_(False)}
     for level, count in enumerate(counts, 1):
@@ -179,7 +179,7 @@ def value(
     state: Mapping[str, Array],
     tiling: Tiling,
 ) -> Float[Array, ""]:
-    """The loss of a batch; until the groups are made, that of the finest level."""
+    """The loss of a batch; before the first grouping, that of the finest level."""
     levels = [Level(proxies["fine"])]
     for level in range(1, len(config.level_weights)):
         parent, count = state[f"parent{level}"], len(state[f"size{level}"])
@@ -219,9 +219,8 @@ def regroup(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Group the classes, on the host.
 
-    Coarse proxies that are learnt begin at the centroids; later groups take the numbers
-    of those that they continue, and the proxies, with the optimiser's averages of them,
-    go on as they are.
+    Learnt coarse proxies start at the centroids. Later groups take the numbers of the
+    most similar current ones, so the proxies and their optimizer state are kept.
 
     Returns:
       The coarse proxies and the state, as in `init_proxies` and `init_state`.

@@ -1,8 +1,8 @@
-"""The objective of a run: a weighted sum of losses, and what they keep beside a model.
+"""The objective of a run: a weighted sum of losses, with their parameters and state.
 
-Some losses have parameters of their own (proxies), some carry something along untrained
-(which class is in which group, a memory of past batches). Both live in the train state:
-`Losses` makes them, `objective` and `remember` use them.
+Some losses have parameters of their own (proxies), some have state that is not trained
+(groups of classes, a memory of past batches). Both live in the train state: `Losses`
+initialises them, `objective` and `remember` use them. Losses are listed in `registry`.
 """
 
 import zlib
@@ -28,7 +28,7 @@ from metricjax.objectives.registry import LOSSES, Inputs, Loss, views
 
 @dataclass(frozen=True)
 class Term:
-    """One loss of the sum: its factor (0 leaves it out) and its own settings."""
+    """One loss of the sum: its weight (0 leaves it out) and its settings."""
 
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -36,14 +36,14 @@ class Term:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What is minimised.
+    """Settings of the objective.
 
     Attributes:
       terms: name of a loss in `LOSSES` -> its weight and settings.
       block_size: anchors per block of the pair losses on each device, see
         `losses.Tiling`; None: all at once.
       matmul_dtype: of the Gram matrix, "float32" or "bfloat16".
-      memory: past batches that the pair losses compare with, see `MemoryConfig`.
+      memory: past batches as references of the pair losses, see `MemoryConfig`.
     """
 
     terms: Mapping[str, Term]
@@ -84,17 +84,17 @@ class ObjectiveConfig:
             )
 
     def losses(self) -> Iterator[tuple[str, Loss, float, dict[str, Any]]]:
-        """(name, loss, weight, all its settings) of each loss that counts."""
+        """(name, loss, weight, all its settings) of each loss with a weight."""
         for name, term in self.terms.items():
             if term.weight:
                 loss = LOSSES[name]
                 yield name, loss, term.weight, {**loss.options, **term.options}
 
     def tiling(self, mesh: Mesh | None = None) -> anchors.Tiling:
-        """How the pair losses go through their rows on these devices.
+        """How pair losses process their rows on these devices.
 
-        Without blocks the compiler divides the rows among the devices; in blocks each
-        device loops over its own.
+        Without blocks the compiler partitions the rows; with blocks each device loops
+        over its own rows.
         """
         dtype = jnp.dtype(self.matmul_dtype)
         several = mesh is not None and mesh.size > 1
@@ -117,7 +117,7 @@ class ObjectiveConfig:
 
     @property
     def hierarchy(self) -> HierarchicalProxy | None:
-        """The settings of hierarchical proxies, where they are part of the sum."""
+        """The settings of hierarchical proxies, or None without that loss."""
         for name, _, _, options in self.losses():
             if name == "hierarchical_proxy":
                 return HierarchicalProxy(**options)
@@ -126,12 +126,12 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """The losses of a run and what they are told of it: what they keep begins here.
+    """Initialises parameters and state of a run's losses.
 
     Attributes:
       config: the settings.
-      classes: what to learn from.
-      output: the shapes of what the model makes of a batch in training.
+      classes: the training classes.
+      output: the shapes of the model's output for a training batch.
     """
 
     config: ObjectiveConfig
@@ -139,9 +139,9 @@ class Losses:
     output: Output
 
     def init_proxies(self, key: Array) -> dict[str, dict[str, Array]]:
-        """The parameters of the losses, by loss and name; {} where none has any.
+        """The parameters of the losses, by loss and name; {} if none has any.
 
-        Each loss draws the same from `key`, whatever others there are.
+        Each loss draws the same values from `key` whichever others there are.
         """
         width = self.output.embedding.shape[-1]
         return {
@@ -156,7 +156,7 @@ class Losses:
         }
 
     def init_state(self) -> dict[str, Any]:
-        """What they carry along untrained: by loss and name, and the `memory`."""
+        """Their state that is not trained: by loss and name, and the `memory`."""
         state = {
             name: loss.state(self.classes, **options)
             for name, loss, _, options in self.config.losses()
@@ -168,7 +168,7 @@ class Losses:
         return state
 
     def check(self) -> None:
-        """Raise the `InputError` that a step would raise; nothing is computed."""
+        """Raise the `InputError` that a step would raise, by tracing it only."""
 
         def value(output, labels, key):
             return objective(
@@ -197,11 +197,11 @@ def objective(
 
     Args:
       config: the settings.
-      output: what the model made of the whole global batch.
+      output: the model's output for the whole global batch.
       labels: classes [b].
-      proxies: the parameters of the losses, as `Losses.init_proxies` makes them.
-      state: what they carry along, as `Losses.init_state` makes it.
-      step: how many steps were done before.
+      proxies: the parameters of the losses, see `Losses.init_proxies`.
+      state: their state, see `Losses.init_state`.
+      step: number of steps done before.
       mesh: the devices of the run.
 
     Returns:
@@ -238,7 +238,7 @@ def remember(
     labels: Int[Array, " b"],
     state: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The state after a step: the memory holds its batch."""
+    """The state after a step, with its batch in the memory."""
     if not config.remembered:
         return dict(state)
     memory = memories.remember(state["memory"], _rows(config, output), labels)
@@ -248,9 +248,9 @@ def remember(
 def gradient_norms(
     gradients: Mapping[str, Mapping[str, Array]], state: Mapping[str, Any]
 ) -> dict[str, tuple[Array, Array]]:
-    """Norms of the gradients of the losses' parameters, as (norm, whether it counts).
+    """Gradient norms of the losses' parameters as (norm, count), for metrics.
 
-    `gradient_norm_LOSS_NAME`; those of coarse proxies count from when there are groups.
+    Named `gradient_norm_LOSS_NAME`; coarse proxies count once there are groups.
     """
     norms = {}
     for loss, arrays in gradients.items():
@@ -273,7 +273,7 @@ def check_gradients(metrics: Mapping[str, tuple[Array, Array]]) -> None:
         if name.startswith(of_losses) and counts and norm == 0:
             raise InputError(
                 f"{name.removeprefix('gradient_norm_')} gets no gradient, so that "
-                "these proxies would never learn: leave the loss out, or mend it."
+                "these proxies would never learn: leave the loss out, or fix it."
             )
 
 
@@ -283,9 +283,9 @@ def pair_statistics(
     margin: float,
     tiling: anchors.Tiling = anchors.Tiling(),
 ) -> dict[str, Float[Array, ""]]:
-    """How a batch stands: what to look at when a loss does not move.
+    """Statistics of the pairs of a batch, to look at when a loss does not move.
 
-    One pass over the rows of pairs, and no gradient.
+    One pass over the rows of pairs, without gradients.
 
     Returns:
       `positive_distance`, `negative_distance`: mean over the anchors of the mean
@@ -309,5 +309,5 @@ def pair_statistics(
 
 
 def _rows(config: ObjectiveConfig, output: Output) -> dict[str, Array]:
-    """What a memory keeps of a batch."""
+    """The views of a batch that the memory stores."""
     return {which: views(output, which) for which in config.remembered}

@@ -1,4 +1,7 @@
-"""The losses by name: settings, what they take of a model's output, own parameters."""
+"""The losses by their name in a config: settings, inputs, parameters and state.
+
+Come here to add a loss to `LOSSES`; its mathematics belongs in `metricjax.losses`.
+"""
 
 import dataclasses
 import math
@@ -18,14 +21,14 @@ from metricjax.objectives.hierarchical_proxies import HierarchicalProxy
 
 
 class Inputs(NamedTuple):
-    """What a loss of the sum sees of a step.
+    """The inputs of a loss in a step.
 
     Attributes:
-      output: what the model made of the whole global batch.
+      output: the model's output for the whole global batch.
       labels: classes [b].
       proxies: the parameters of the loss, by name.
-      state: what the loss carries along untrained, by name.
-      tiling: of its rows of pairs.
+      state: its state that is not trained, by name.
+      tiling: how pair losses process their rows.
     """
 
     output: Output
@@ -42,16 +45,16 @@ class Loss:
     Attributes:
       value: `(Inputs, **options) -> scalar`.
       options: its settings and their defaults.
-      choices: the values of those settings that are words.
-      compares: "unit" or "unnormalized" embeddings, see `views`, if it compares images
-        with each other.
-      against: `(view [b, d], labels, tiling, references=, ..., **options) -> scalar`,
-        where it can also compare with a memory.
+      choices: the allowed values of settings that are strings.
+      compares: for losses between images, the embeddings that they compare: "unit" or
+        "unnormalized", see `views`.
+      against: `(Inputs, Memory, **options) -> scalar`, the loss against a memory, if it
+        can use one.
       instances: images of a class in a batch must be a multiple of this.
-      proxies: `(key, Classes, d, **options) -> arrays by name`, the parameters that it
-        has beside the model's; d is the length of the embedding.
-      state: `(Classes, **options) -> arrays by name`, what it carries along untrained.
-      check: `(**options)` raises `InputError` where they do not fit each other.
+      proxies: `(key, Classes, d, **options) -> arrays by name`, its own parameters; d
+        is the embedding dimension.
+      state: `(Classes, **options) -> arrays by name`, its state that is not trained.
+      check: `(**options)` raises `InputError` if they contradict each other.
     """
 
     value: Callable[..., Float[Array, ""]]
@@ -69,8 +72,9 @@ def views(output: Output, which: str) -> Float[Array, "b m k"]:
     """The embeddings that pair losses compare: m = 1, or the model's m learners.
 
     Args:
-      output: what a model made of a batch.
-      which: "unit" for vectors of unit length, "unnormalized" for those before it.
+      output: a model's output for a batch.
+      which: "unit" for vectors of unit length, "unnormalized" for those before
+        normalisation.
     """
     if which == "unit":
         learners = output.learners
@@ -85,7 +89,7 @@ def views(output: Output, which: str) -> Float[Array, "b m k"]:
 
 
 def _pairs(loss, options, which="unit", memory=True, **described) -> Loss:
-    """A pair loss: of the embedding, or added up over the learners of the model."""
+    """A pair loss on the embedding, or summed over the learners of an ensemble."""
 
     def value(inputs: Inputs, **settings):
         each = views(inputs.output, which).swapaxes(0, 1)
@@ -110,7 +114,7 @@ def _pairs(loss, options, which="unit", memory=True, **described) -> Loss:
 
 
 def _expanded(loss, options, which="unit") -> Loss:
-    """A pair loss of embedding expansion: of the rows (2t, 2t + 1) of a batch alone."""
+    """A pair loss of embedding expansion, on pairs of rows (2t, 2t + 1) of a batch."""
     options = {"points": 2, "normalize": True, **options}
     return _pairs(loss, options, which, memory=False, instances=2)
 
@@ -147,10 +151,10 @@ def _to_proxies(loss):
 
 
 def _draw(base: str, key: Array, shape: tuple[int, int]) -> Float[Array, "c d"]:
-    """Proxies as the sources draw them.
+    """Initial proxies as in the authors' code.
 
-    Proxy-Anchor: kaiming normal by fan out, which for [c, d] is c; Proxy-NCA: an eighth
-    of a standard normal.
+    Proxy-Anchor: Kaiming normal by fan-out, which for [c, d] is c; Proxy-NCA: a normal
+    of standard deviation 1/8.
     """
     scale = math.sqrt(2.0 / shape[0]) if base == "proxy_anchor" else 1 / 8
     return scale * jax.random.normal(key, shape)
