@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Several hosts on one machine: the same command as so many processes that know of each
-# other; `--help` says how.
+# Several hosts on one machine: runs a command as N connected JAX processes. See --help.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-The same command as several processes on this machine, as if each were a host.
+Run a command as several connected processes on this machine, one per simulated host.
 
   launch/local.sh [--processes N] [--devices D | --gpus] [--] COMMAND ...
 
@@ -14,20 +13,20 @@ for example
   launch/local.sh --processes 2 --devices 2 python -m metricjax.main \
     --config configs/quickstart.py
 
-  --processes N   how many (default: 2)
-  --devices D     CPU devices that each pretends to have (default: 1)
-  --gpus          divide the GPUs of this machine among the processes instead
-  --port P        where they meet (default: one that is free)
-  --grace S       when one fails, seconds that the others have to end by themselves
-                  before they are told to, and then before they are killed (default: 30)
-  --dry-run       print the commands and run none
+  --processes N   number of processes (default: 2)
+  --devices D     simulated CPU devices per process (default: 1)
+  --gpus          divide this machine's GPUs among the processes instead
+  --port P        port of the coordinator (default: a free one)
+  --grace S       after one process fails: seconds until the others get SIGTERM, and as
+                  many again until SIGKILL (default: 30)
+  --dry-run       print the commands without running them
   --help          this text
 
-Each line of output begins with the number of its host. SIGTERM and Ctrl-C are passed
-on, so the run saves itself and ends; the same command then resumes it.
+Each line of output is prefixed with the number of its host. SIGTERM and Ctrl-C are
+forwarded, so the run saves and exits; the same command resumes it.
 
-Exit code: 0 all did well; else that of the first process that failed; 2 something to
-mend, told in one sentence.
+Exit code: 0 if all succeed; otherwise that of the first process that failed; 2 for bad
+input, reported in one sentence.
 USAGE
 }
 
@@ -38,7 +37,7 @@ refuse() {
 
 say() { printf 'local.sh: %s\n' "$1" >&3; }
 
-# Nobody listens on a free port, so connecting to it fails.
+# Connecting to a free port fails, because nothing listens on it.
 free_port() {
   local port
   while true; do
@@ -50,7 +49,7 @@ free_port() {
   done
 }
 
-# The GPUs of this machine, or those that CUDA_VISIBLE_DEVICES leaves.
+# The GPUs of this machine, restricted by CUDA_VISIBLE_DEVICES.
 visible_gpus() {
   if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
     printf '%s\n' "$CUDA_VISIBLE_DEVICES" | tr , '\n'
@@ -59,7 +58,7 @@ visible_gpus() {
   fi
 }
 
-# Sets `own` to the environment of a process.
+# Sets `own` to the environment variables of process $1.
 environment_of() {
   own=("JAX_COORDINATOR_ADDRESS=127.0.0.1:$port" "JAX_NUM_PROCESSES=$processes"
     "JAX_PROCESS_ID=$1")
@@ -72,7 +71,7 @@ environment_of() {
   fi
 }
 
-# Copies lines with the number of their host before each.
+# Copies stdin to stdout, each line prefixed with its host number.
 number_lines() {
   local line
   while IFS= read -r line || [ -n "$line" ]; do
@@ -83,8 +82,8 @@ number_lines() {
 start() {
   local number=$1 pipe="$pipes/$1"
   mkfifo "$pipe.out" "$pipe.err"
-  # Job control gives each its own process group: Ctrl-C reaches this script alone,
-  # which passes it on, and a group can be told to end as a whole.
+  # Job control gives each its own process group: Ctrl-C reaches only this script,
+  # which forwards it, and a whole group can be signalled at once.
   number_lines "$number" <"$pipe.out" &
   printers+=("$!")
   number_lines "$number" <"$pipe.err" >&2 &
@@ -102,9 +101,9 @@ signal_all() {
 
 is_running() { kill -0 "$1" 2>/dev/null; }
 
-# Sets `running` to the number of processes that have not ended, and `failed` to the
-# exit code of the first that ended badly.
-look() {
+# Sets `running` to the number of running processes, and `failed` to the exit code of
+# the first that failed.
+poll_processes() {
   local number code
   running=0
   for number in "${!pids[@]}"; do
@@ -126,13 +125,13 @@ look() {
   done
 }
 
-# The others of a failed process are told to end after a while, later they are killed.
-press_on() {
+# After a failure: SIGTERM to the other processes after $grace s, SIGKILL after twice that.
+stop_survivors() {
   if [ "$failed" = 0 ]; then return; fi
   local waited=$((SECONDS - since))
   if [ "$waited" -ge $((2 * grace)) ] && [ "$pressed" != KILL ]; then
     pressed=KILL
-    say "killing what still runs"
+    say "killing the remaining processes"
     signal_all KILL
   elif [ "$waited" -ge "$grace" ] && [ -z "$pressed" ]; then
     pressed=TERM
@@ -203,21 +202,21 @@ trap 'signal_all KILL; rm -rf "$pipes"' EXIT
 trap 'signal_all TERM' TERM
 trap 'signal_all INT' INT
 exec 3>&2
-set -m # Of each process a group, see start.
+set -m # One process group per process, see start.
 for ((number = 0; number < processes; number++)); do
   environment_of "$number"
   start "$number"
 done
 set +m
-exec 2>/dev/null # Here the shell would announce who was killed, in its own words.
+exec 2>/dev/null # Silence the shell's own messages about killed jobs.
 while true; do
-  look
+  poll_processes
   if [ "$running" = 0 ]; then break; fi
-  press_on
-  sleep 0.2 || true # It ends with Ctrl-C.
+  stop_survivors
+  sleep 0.2 || true # Ctrl-C interrupts it.
 done
 pids=()
-# What they said last; a child of theirs that lives on must not keep us.
+# Let the last output through, but do not wait for orphaned children that hold a pipe.
 for ((tries = 0; tries < 25; tries++)); do
   left=0
   for pid in "${printers[@]}"; do

@@ -8,12 +8,12 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 #SBATCH --signal=B:USR1@180
-# A run on GPU nodes of a SLURM cluster; `launch/slurm.sh --help` says how.
+# A run on GPU nodes of a SLURM cluster. See launch/slurm.sh --help.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-A run on GPU nodes of a SLURM cluster: one process a node, which uses all its GPUs.
+Run on GPU nodes of a SLURM cluster: one process per node, which uses all its GPUs.
 
   sbatch [--nodes=N --gpus-per-node=G ...] launch/slurm.sh COMMAND ...
   launch/slurm.sh --dry-run COMMAND ...
@@ -23,24 +23,23 @@ for example
   sbatch --nodes=2 launch/slurm.sh python -m metricjax.main \
     --config configs/cgd_resnet50.py:sop --workdir /shared/runs/sop
 
-The command runs on every node in the directory of the sbatch call, so activate the
-virtual environment before; the workdir must be one that all nodes see, or gs://.
-Options of sbatch change what the head of this file asks for (one node, 8 GPUs, 24 h).
+The command runs on every node in the directory where sbatch was called, so activate
+the virtual environment first. The workdir must be visible to all nodes, or gs://.
+Options of sbatch override the defaults of this file (one node, 8 GPUs, 24 h).
 
-Three minutes before the time is up the run gets SIGTERM, saves itself and ends, and
-the job goes back to the queue, from where it resumes at the very next batch. A job
-that SLURM preempts is put back by SLURM itself. A run that ends by itself, well or not,
-is not put back, nor is one that scancel ends.
+Three minutes before the time limit the run gets SIGTERM, saves and exits, and the job
+is requeued; it resumes at the very next batch. SLURM itself requeues a job that it
+preempts. A run that finishes or fails is not requeued, nor is one stopped by scancel.
 
-  --dry-run   print the commands and run none; outside of a job, as for one of two
-              nodes of 8 GPUs
+  --dry-run   print the commands without running them; outside a job, those for two
+              nodes with 8 GPUs each
   --help      this text
 
-Exit code: that of the run; 2 something to mend, told in one sentence.
+Exit code: that of the run; 2 for bad input, reported in one sentence.
 USAGE
 }
 
-# Prints a command as it could be typed.
+# Prints a command, quoted for the shell.
 show() {
   local words
   words=$(printf '%q ' "$@")
@@ -64,10 +63,10 @@ while [ $# -gt 0 ]; do
 done
 [ $# -gt 0 ] || refuse "there is no command to run; see --help."
 
-# One process a node: its threads share one cache of decoded images, and images are read
-# once a node. JAX by itself gives a process of a SLURM job one GPU, that of its number
-# on the node; JAX_LOCAL_DEVICE_IDS says that it is all of them.
-# shellcheck disable=SC2016  # It is the node's shell that expands these.
+# One process per node: its threads share one cache of decoded images, and each image is
+# read once per node. By default JAX gives a SLURM process one GPU, by its local rank;
+# JAX_LOCAL_DEVICE_IDS gives it all of them.
+# shellcheck disable=SC2016  # Expanded by the shell on the node.
 on_each_node='export JAX_PROCESS_ID=$SLURM_PROCID
 gpus=${SLURM_GPUS_ON_NODE:-0}
 if [ "$gpus" -gt 0 ]; then
@@ -86,8 +85,8 @@ else
   [ -n "$first" ] || refuse "scontrol names no host of the job's nodes $SLURM_JOB_NODELIST."
 fi
 
-# By the job's number, so that two jobs on a node do not meet; below the ports that the
-# system hands out itself.
+# Derived from the job id, so that two jobs on one node do not collide; below the
+# ephemeral port range.
 port=$((20000 + SLURM_JOB_ID % 10000))
 steps=(env "JAX_COORDINATOR_ADDRESS=$first:$port" "JAX_NUM_PROCESSES=$SLURM_JOB_NUM_NODES"
   srun --ntasks-per-node=1 "--nodes=$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 --label
@@ -100,24 +99,24 @@ if [ -n "$dry_run" ]; then
   exit 0
 fi
 
-# SLURM sends USR1 to this shell ahead of the end of the time (see --signal above); not
-# TERM, which scancel sends as well, and a cancelled job must not come back.
-time_is_up='' child=''
+# SLURM sends USR1 to this shell before the time limit (see --signal above). Not TERM,
+# because scancel sends that too, and a cancelled job must not be requeued.
+time_limit_near='' child=''
 # shellcheck disable=SC2317  # Called by the traps below.
-pass_on() {
+forward() {
   interrupted=1
   kill -TERM "$child" 2>/dev/null || true
 }
-trap 'time_is_up=1; pass_on' USR1
-trap pass_on TERM INT
+trap 'time_limit_near=1; forward' USR1
+trap forward TERM INT
 "${steps[@]}" &
 child=$!
 interrupted=1
-while [ -n "$interrupted" ]; do # A signal ends `wait` before the run has ended.
+while [ -n "$interrupted" ]; do # A signal interrupts `wait` before the run has ended.
   interrupted='' code=0
   wait "$child" || code=$?
 done
-if [ -n "$time_is_up" ] && [ "$code" != 2 ]; then
+if [ -n "$time_limit_near" ] && [ "$code" != 2 ]; then
   "${requeue[@]}"
 fi
 exit "$code"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU VM, from its creation to its end; `--help` says how.
+# Create a Cloud TPU VM, run on it, resume after preemption, delete it. See --help.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-A run on a Cloud TPU VM, one host or a pod slice of many.
+Run on a Cloud TPU VM: one host or a pod slice of many.
 
   launch/tpu_vm.sh create  NAME [--queued] [--spot]
   launch/tpu_vm.sh setup   NAME [--source DIR|GIT_URL]
@@ -15,34 +15,35 @@ A run on a Cloud TPU VM, one host or a pod slice of many.
   launch/tpu_vm.sh stop    NAME
   launch/tpu_vm.sh delete  NAME
 
-  create   makes the VM where there is none
+  create   creates the VM unless it exists
   setup    installs metricjax[tpu] on all workers
-  run      starts the command on all workers and returns; it goes on without this
-           terminal; what it prints is in ~/metricjax/run.log of each worker
-  resume   create, setup and run in one, each where it is needed: a VM that was
-           preempted is made anew, one that runs the command is left alone
-  logs     follows the log of worker 0; Ctrl-C ends the following, not the run
-  status   the VM's state, and on each worker whether the command runs
-  stop     asks the command to save itself and to end; the VM stays
-  delete   deletes the VM, where there is one; what is not in a bucket is lost
+  run      starts the command on all workers in the background and returns; its output
+           is in ~/metricjax/run.log on each worker
+  resume   create, setup and run, each only if needed: a preempted VM is recreated, a
+           VM that runs the command is left alone
+  logs     follows the log of worker 0; Ctrl-C stops following, not the run
+  status   state of the VM, and for each worker whether the command runs
+  stop     asks the command to save and exit; keeps the VM
+  delete   deletes the VM if it exists; everything outside buckets is lost
 
   flag               variable           meaning
-  --zone ZONE        TPU_VM_ZONE        where the VM is (required)
+  --zone ZONE        TPU_VM_ZONE        zone of the VM (required)
   --type TYPE        TPU_VM_TYPE        accelerator type, such as v5litepod-16; needed
                                         by create and resume
-  --version VERSION  TPU_VM_VERSION     software of the VM (default: by the type)
-  --project PROJECT  TPU_VM_PROJECT     (default: that of gcloud)
-  --source SOURCE    TPU_VM_SOURCE      a directory, which is copied, or a git URL,
-                                        also URL@BRANCH (default: this directory tree)
-  --queued           TPU_VM_QUEUED=1    ask by a queued resource of the same name and
+  --version VERSION  TPU_VM_VERSION     software of the VM (default: by --type)
+  --project PROJECT  TPU_VM_PROJECT     (default: gcloud's)
+  --source SOURCE    TPU_VM_SOURCE      a directory to copy, or a git URL, optionally
+                                        URL@BRANCH (default: this clone)
+  --queued           TPU_VM_QUEUED=1    request a queued resource of the same name and
                                         wait until it is granted
   --spot             TPU_VM_SPOT=1      cheaper, and may be preempted
-  --worker N                            of logs
-  --dry-run                             print the commands and run none; of a VM that
-                                        is not there (create, resume) or is (others)
+  --worker N                            for logs (default: 0)
+  --dry-run                             print the commands without running them,
+                                        assuming that the VM does not exist yet (create,
+                                        resume) or exists (others)
   --help                                this text
 
-Exit code: 0 done; 2 something to mend, told in one sentence; else that of gcloud.
+Exit code: 0 done; 2 for bad input, reported in one sentence; otherwise gcloud's.
 USAGE
 }
 
@@ -53,7 +54,7 @@ refuse() {
 
 say() { printf 'tpu_vm.sh: %s\n' "$1" >&2; }
 
-# Runs a command, or prints it as it could be typed.
+# Runs a command, or with --dry-run prints it, quoted for the shell.
 call() {
   local words
   if [ -n "$dry_run" ]; then
@@ -64,13 +65,13 @@ call() {
   fi
 }
 
-# The same for what may fail because a new VM does not answer yet.
+# The same with retries, because a new VM may not answer yet.
 call_patiently() {
   local attempt
   for attempt in 1 2 3; do
     if call "$@"; then return 0; fi
     if [ "$attempt" = 3 ]; then break; fi
-    say "that did not work; trying again in $pause s"
+    say "the command failed; trying again in $pause s"
     sleep "$pause"
   done
   return 1
@@ -83,9 +84,9 @@ on_workers() {
     "--worker=$1" "--command=$2"
 }
 
-# Sets `state` to what gcloud says of the VM or the queued resource; `absent` if there
-# is none. Other failures, such as a missing login, are not taken for an absent VM.
-look() {
+# Sets `state` to that of the VM or queued resource, or to `absent` if it does not exist.
+# Other errors, such as a missing login, must not be mistaken for an absent VM.
+query_state() {
   local kind=$1 format=$2 errors
   if [ -n "$dry_run" ]; then
     tpu "$kind" describe "--format=value($format)"
@@ -101,14 +102,14 @@ look() {
   else
     cat "$errors" >&2
     rm -f "$errors"
-    refuse "gcloud could not say what state $name is in: see its message above."
+    refuse "gcloud could not report the state of $name: see its message above."
   fi
 }
 
-look_at_vm() { look tpu-vm state "$1"; }
-look_at_request() { look queued-resources state.state "$1"; }
+query_vm() { query_state tpu-vm state "$1"; }
+query_request() { query_state queued-resources state.state "$1"; }
 
-# The runtime version that the TPU's generation wants.
+# The default runtime version of the TPU's generation.
 default_version() {
   case "$type" in
     v2-* | v3-* | v4-*) echo tpu-ubuntu2204-base ;;
@@ -128,14 +129,14 @@ create() {
     create_queued
     return
   fi
-  look_at_vm absent
+  query_vm absent
   case "$state" in
-    READY) say "$name is there already" ;;
+    READY) say "$name exists already" ;;
     STOPPED) tpu tpu-vm start ;;
     CREATING | STARTING | RESTARTING | REPAIRING | UNHIDING) wait_for_vm ;;
     *)
-      if [ "$state" != absent ]; then # Preempted, or ended in another way.
-        say "$name is $state; making it anew"
+      if [ "$state" != absent ]; then # Preempted or terminated.
+        say "$name is $state; recreating it"
         tpu tpu-vm delete --quiet
       fi
       made=1
@@ -147,20 +148,20 @@ create() {
 
 wait_for_vm() {
   until [ "$state" = READY ]; do
-    say "$name is $state; looking again in $pause s"
+    say "$name is $state; checking again in $pause s"
     sleep "$pause"
-    look_at_vm READY
+    query_vm READY
     if [ "$state" = absent ]; then
-      refuse "$name went away while it was made: run the same command again."
+      refuse "$name disappeared while it was being created: run the same command again."
     fi
   done
 }
 
 create_queued() {
-  look_at_request absent
+  query_request absent
   case "$state" in
     SUSPENDED | SUSPENDING | FAILED)
-      say "the queued resource $name is $state; asking anew"
+      say "the queued resource $name is $state; requesting it again"
       tpu queued-resources delete --force --quiet
       state=absent
       ;;
@@ -169,23 +170,23 @@ create_queued() {
     made=1
     tpu queued-resources create "--node-id=$name" "--accelerator-type=$type" \
       "--runtime-version=$version" ${spot_flag[@]+"${spot_flag[@]}"}
-    look_at_request ACTIVE
+    query_request ACTIVE
   fi
   until [ "$state" = ACTIVE ]; do
     case "$state" in
       FAILED | SUSPENDED | absent)
-        refuse "the queued resource $name is $state: run the same command again, or ask in another --zone."
+        refuse "the queued resource $name is $state: run the same command again, or try another --zone."
         ;;
     esac
-    say "the queued resource $name is $state; looking again in $pause s"
+    say "the queued resource $name is $state; checking again in $pause s"
     sleep "$pause"
-    look_at_request ACTIVE
+    query_request ACTIVE
   done
 }
 
 setup() {
   local make=""
-  # shellcheck disable=SC2088  # The worker expands its own ~.
+  # shellcheck disable=SC2088  # Expanded on the worker.
   local unpack="~/metricjax/source.tar.gz -C ~/metricjax/source"
   if [ ! -d "$source" ]; then
     make="git clone --quiet $(git_arguments) ~/metricjax/source"
@@ -202,7 +203,7 @@ setup() {
   on_workers all "mkdir -p ~/metricjax && rm -rf ~/metricjax/source && $make && $(worker_does setup)"
 }
 
-# The part of a command that calls tpu_worker.sh, with its arguments quoted.
+# A call of tpu_worker.sh with its arguments quoted, for the remote shell.
 worker_does() {
   printf 'bash ~/metricjax/source/launch/tpu_worker.sh'
   printf ' %q' "$@"
@@ -216,7 +217,7 @@ archive_name() {
   fi
 }
 
-# URL@BRANCH as git takes it; the @ of git@host:path is none of a branch.
+# URL@BRANCH as arguments of git clone; the @ in git@host:path starts no branch.
 git_arguments() {
   local branch=${source##*@}
   case "$source" in
@@ -238,18 +239,18 @@ check_command() {
   [ "${#command[@]}" -gt 0 ] || refuse "there is no command to $action: write it after --."
   case " ${command[*]} " in
     *gs://*) ;;
-    *) say "the command names no gs:// address: what it writes is lost with the VM" ;;
+    *) say "the command names no gs:// address: its output is lost with the VM" ;;
   esac
 }
 
 resume() {
   check_command
   create
-  # Nothing is installed under a command that runs; where a worker lost it, the others
-  # only wait for that one.
+  # Never reinstall under a running command. If any worker lost its process, the others
+  # only wait for it, so all are restarted.
   if [ -z "$made" ]; then
     if on_all_workers_runs; then
-      say "the run goes on already"
+      say "the run is already in progress"
       return
     fi
   fi
@@ -257,10 +258,10 @@ resume() {
   on_workers all "$(worker_does restart "${command[@]}")"
 }
 
-# Only an answer counts: workers that cannot be asked are not taken for idle ones.
+# Fails if any worker does not answer: unreachable is not the same as idle.
 on_all_workers_runs() {
   local said
-  # shellcheck disable=SC2016  # The worker expands these.
+  # shellcheck disable=SC2016  # Expanded on the worker.
   said=$(on_workers all 'kill -0 "$(cat ~/metricjax/run.pid 2>/dev/null)" 2>/dev/null && echo worker-runs || echo worker-is-idle') ||
     refuse "the workers of $name do not answer: see the message above."
   case "$said" in
@@ -274,7 +275,7 @@ logs() {
 }
 
 status() {
-  look_at_vm READY
+  query_vm READY
   if [ -z "$dry_run" ]; then echo "$name: $state"; fi
   if [ "$state" = READY ]; then on_workers all "$(worker_does status)"; fi
 }
@@ -283,7 +284,7 @@ stop() { on_workers all "$(worker_does stop)"; }
 
 delete() {
   if [ -n "$queued" ]; then
-    look_at_request ACTIVE
+    query_request ACTIVE
     if [ "$state" = absent ]; then
       say "there is no queued resource $name"
     else
@@ -291,7 +292,7 @@ delete() {
     fi
     return
   fi
-  look_at_vm READY
+  query_vm READY
   if [ "$state" = absent ]; then
     say "there is no VM $name"
   else
@@ -321,7 +322,7 @@ name=
 zone=${TPU_VM_ZONE:-} type=${TPU_VM_TYPE:-} version=${TPU_VM_VERSION:-}
 project=${TPU_VM_PROJECT:-} queued=${TPU_VM_QUEUED:-} spot=${TPU_VM_SPOT:-}
 source=${TPU_VM_SOURCE:-$(cd "$(dirname "$0")/.." && pwd)}
-pause=${TPU_VM_PAUSE:-15} # Seconds between two looks.
+pause=${TPU_VM_PAUSE:-15} # Seconds between two checks.
 worker=0 dry_run='' made='' archive='' command=()
 
 while [ $# -gt 0 ]; do

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh does on each worker of a Cloud TPU VM, in ~/metricjax there.
+# The part of launch/tpu_vm.sh that runs on each worker of a Cloud TPU VM.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-On a worker of a Cloud TPU VM, called by launch/tpu_vm.sh; all is in ~/metricjax.
+Called by launch/tpu_vm.sh on each worker of a Cloud TPU VM; works in ~/metricjax.
 
   tpu_worker.sh setup                install the source beside this script, with [tpu]
-  tpu_worker.sh run COMMAND ...      start the command; what it prints goes to run.log
-  tpu_worker.sh restart COMMAND ...  the same, after asking what runs to end
-  tpu_worker.sh status               say whether it runs, and the last line of the log
-  tpu_worker.sh stop                 ask it to save itself and to end
+  tpu_worker.sh run COMMAND ...      start the command; its output goes to run.log
+  tpu_worker.sh restart COMMAND ...  stop a running command first, then start
+  tpu_worker.sh status               report whether it runs, and the last line of the log
+  tpu_worker.sh stop                 ask it to save and exit
 
-Exit code: 0 done; 2 no such command.
+Exit code: 0 done; 2 unknown command.
 USAGE
 }
 
@@ -21,7 +21,7 @@ say() { printf '%s: %s\n' "$(hostname)" "$1"; }
 running() { [ -f run.pid ] && kill -0 "$(cat run.pid)" 2>/dev/null; }
 
 setup() {
-  # uv brings a Python, for the system's may be older than 3.11.
+  # uv installs Python 3.11, because the system's may be older.
   PATH="$HOME/.local/bin:$PATH"
   command -v uv >/dev/null || python3 -m pip install --quiet --user uv
   [ -x venv/bin/python ] || uv venv --quiet --seed --python 3.11 venv
@@ -29,32 +29,32 @@ setup() {
   say "metricjax[tpu] is installed"
 }
 
-# An entry of this machine's metadata.
-told() {
+# An attribute from this machine's metadata server.
+metadata() {
   curl -sf -H "Metadata-Flavor: Google" \
     "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
 }
 
-# Says where the other workers are, as jax.distributed finds it out by itself.
-name_hosts() {
+# Exports the addresses that connect the workers, as jax.distributed detects them.
+export_hosts() {
   local workers first
-  workers=$(told worker-network-endpoints)
+  workers=$(metadata worker-network-endpoints)
   case "$workers" in
     *,*) ;;
     *) return ;;
   esac
-  first=${workers%%,*} # Its address, or name:number:address.
-  JAX_PROCESS_ID=$(told agent-worker-number)
+  first=${workers%%,*} # An address, or name:number:address.
+  JAX_PROCESS_ID=$(metadata agent-worker-number)
   JAX_NUM_PROCESSES=$(printf '%s\n' "$workers" | tr , '\n' | grep -c .)
   export JAX_COORDINATOR_ADDRESS="${first##*:}:8476" JAX_NUM_PROCESSES JAX_PROCESS_ID
 }
 
 run() {
   if running; then
-    say "the run goes on already"
+    say "the run is already in progress"
     return
   fi
-  name_hosts
+  export_hosts
   export PATH="$PWD/venv/bin:$PATH"
   (
     cd source
@@ -64,7 +64,7 @@ run() {
   say "started"
 }
 
-# Ends what is left of a run whose other workers are gone, however it hangs.
+# Stops what is left of a run whose other workers are gone, even if it hangs.
 restart() {
   local waited=0
   if running; then

@@ -88,7 +88,7 @@ def test_local_ends_all_where_one_fails(answer, said):
     if said:
         assert said in result.stdout.splitlines()
     else:
-        assert "killing what still runs" in result.stderr
+        assert "killing the remaining processes" in result.stderr
     assert "line " not in result.stderr  # Nothing of the shell's own.
 
 

@@ -212,7 +212,7 @@ def test_a_run_on_a_tpu_vm_is_made_preempted_and_made_again(cloud):
     for flag in ("--spot", "--version=v2-alpha-tpuv5-lite", "--zone=zone-a"):
         assert flag in calls[1]
     assert "--project=my project" in calls[0] and "my-tpu" in calls[0]
-    assert "is there already" in cloud("create").stderr
+    assert "exists already" in cloud("create").stderr
     assert cloud.verbs() == ["describe"]
 
     for _ in range(2):
@@ -237,17 +237,17 @@ def test_a_run_on_a_tpu_vm_is_made_preempted_and_made_again(cloud):
         assert given["JAX_NUM_PROCESSES"] == "2"
         assert given["JAX_PROCESS_ID"] == str(worker)
         assert words == cloud.command[2:]
-    assert "w1: the run goes on already" in cloud("run", runs=True).stdout
+    assert "w1: the run is already in progress" in cloud("run", runs=True).stdout
     assert "w0: runs; [" in cloud("status").stdout
     cloud.calls()
-    assert "the run goes on already" in cloud("resume", runs=True).stderr
+    assert "the run is already in progress" in cloud("resume", runs=True).stderr
     assert cloud.verbs() == ["describe", "ssh"]
     assert len(cloud.log()) == 1
 
     cloud.set_state("PREEMPTED")
     assert cloud("status").stdout == "my-tpu: PREEMPTED\n"
     cloud.calls()
-    assert "is PREEMPTED; making it anew" in cloud("resume", runs=True).stderr
+    assert "is PREEMPTED; recreating it" in cloud("resume", runs=True).stderr
     made = ["describe", "delete", "create", "ssh", "scp", "ssh", "ssh"]
     assert cloud.verbs() == made
     assert until(cloud.said)[2] == cloud.command[2:]
@@ -303,7 +303,7 @@ def test_a_queued_vm(cloud):
     assert "--runtime-version=v2-alpha-tpuv5-lite" in calls[1]
     cloud.set_state(None, "SUSPENDED")
     shutil.rmtree(cloud.directory / "worker0")
-    assert "is SUSPENDED; asking anew" in cloud("create", "--queued").stderr
+    assert "is SUSPENDED; requesting it again" in cloud("create", "--queued").stderr
     made = ["describe", "delete", "create", "describe", "describe"]
     assert cloud.verbs() == made
     cloud("delete", "--queued")
@@ -325,7 +325,7 @@ def test_gcloud_that_fails(cloud):
     cloud.fail(describe=["ERROR: Reauthentication failed."])
     result = cloud("create", code=2)
     assert "Reauthentication failed" in result.stderr
-    assert "could not say what state my-tpu is in" in result.stderr
+    assert "could not report the state of my-tpu" in result.stderr
     assert cloud.verbs() == ["describe"]
     cloud.fail(create=["ERROR: no more capacity in the zone"])
     assert "no more capacity" in cloud("create", code=1).stderr
