@@ -8,17 +8,17 @@ Other ensembles: `--config.model.learners=4`; the baseline: `--config.model.head
 --config.objective.terms.divergence.weight=0`.
 
 The paper reports Recall@1 of 60.6 (CUB), 85.2 (Cars), 76.3 (SOP) and 87.3 (In-Shop).
-From the paper: the network, eight learners of 64 numbers, the contrastive loss with the
-squared distance inside the hinge and margin 1 summed over the learners, divergence with
-margin and weight 1, batches of 64: 32 images at random, 16 of them with another image
-of their class and 16 with one of another class; the longer side scaled to 256, padded
-to a square, crops of 224, values as Caffe's models take them, layers of its own that
-start as Caffe's "xavier". It trains by SGD with momentum 0.9 at a rate that is not
-known; Adam at 1e-4 stands here, which does not hang on how large a sum over eight
-learners is: `--config.optimizer.method=sgd --config.optimizer.learning_rate=RATE`. Not
-certain of it: the number of steps, whether the loss runs over those 32 pairs, as here,
-or over all pairs of the batch: `--config.objective.terms.contrastive.among=all`, by
-which a network that begins at random learns far faster (docs/results.md).
+From the paper: the network, eight learners of dimension 64, the contrastive loss with
+the squared distance inside the hinge and margin 1 summed over the learners, divergence
+with margin and weight 1, batches of 64: 32 images at random, 16 of them with another
+image of their class and 16 with one of another class; the longer side scaled to 256,
+padded to a square, crops of 224, inputs as in Caffe's models, new layers initialised as
+Caffe's "xavier". It trains by SGD with momentum 0.9 at an unknown learning rate; this
+config uses Adam at 1e-4, which is independent of the scale of a sum over eight
+learners: `--config.optimizer.method=sgd --config.optimizer.learning_rate=RATE`. Not
+certain: the number of steps, whether the loss runs over those 32 pairs, as here, or
+over all pairs of the batch: `--config.objective.terms.contrastive.among=all`, which
+trains a randomly initialised network far faster (docs/results.md).
 """
 
 from metricjax.config import (
@@ -29,7 +29,7 @@ from metricjax.config import (
     use_data,
 )
 
-# Steps of a run, by how many images there are to learn from.
+# Training steps, by the size of the training set.
 _STEPS = {"cub": 4000, "cars": 4000, "sop": 40000, "inshop": 20000, "folder": 4000}
 
 

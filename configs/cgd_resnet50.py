@@ -3,16 +3,16 @@
     python -m metricjax.main --config configs/cgd_resnet50.py:folder \
         --config.data.root=photos.zip
 
-Variants: `cub`, `cars`, `sop`, `inshop` with the descriptors that the paper's best row
-of each data set is named after, see configs/README.md, and `folder` for a directory,
-.zip or .tar of class folders. `--config.data.cropped=True` crops CUB and Cars to their
-bounding boxes. The paper's backbone comes from ImageNet:
-`--config.model.pretrained=resnet50.safetensors`; without it, it starts from random
-values.
+Variants: `cub`, `cars`, `sop`, `inshop` with the descriptors of the paper's best
+row for each data set, see configs/README.md, and `folder` for a directory, .zip or .tar
+of class folders. `--config.data.cropped=True` crops CUB and Cars to their
+bounding boxes. The paper starts from ImageNet weights:
+`--config.model.pretrained=resnet50.safetensors`; without it the backbone is initialised
+at random.
 
 The paper reports Recall@1 of 79.2 (CUB, cropped), 94.8 (Cars, cropped), 84.2 (SOP) and
-91.9 (In-Shop), which backbone these belong to is not certain; its official ResNet-50
-for cropped CUB gives 76.8. Settings beyond the architecture (Adam at 1e-4, batches of
+91.9 (In-Shop); with which backbone is not certain. Its official ResNet-50 for cropped
+CUB gives 76.8. Settings beyond the architecture (Adam at 1e-4, batches of
 128 = 32 x 4, 252 -> 224 crops, margin 0.1, temperature 0.5, smoothing 0.1) are those of
 a reimplementation; CUB's 1,500 steps with decay at 400 and 800 are an author's.
 """

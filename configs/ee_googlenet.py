@@ -4,20 +4,20 @@
         --config.data.root=photos.zip --config.model.pretrained=googlenet.safetensors
 
 Variants: `folder`, and `cub`, `cars`, `sop`, `inshop`, see configs/README.md.
-The paper's other losses: `ee_triplet`, `ee_n_pair`, `ee_lifted_structure` and
+The paper's other losses are `ee_triplet`, `ee_n_pair`, `ee_lifted_structure` and
 `ee_multi_similarity`, such as
 `--config.objective.terms.ee_multi_similarity.weight=1
 --config.objective.terms.ee_hphn_triplet.weight=0 --config.instances_per_class=2`.
 
 The paper reports Recall@1 of 51.7 (CUB), 71.6 (Cars) and 77.2 (SOP) for this loss, and
 57.4, 75.8 and 78.1 for multi-similarity with expansion. From the authors' code:
-pooling, a linear map with bias to 512 numbers, Adam at 1e-4 with weight decay 5e-4,
-batches of 128 with 32 images of a class (here for CUB and Cars; 2 for SOP and In-Shop,
-4 for a folder), images of 227 either squashed to that size or cropped from 255, two
-points on a segment, margin 1e-5. Its network has batch normalisation (`googlenet_bn`).
-Values are x / 127.5 - 1, as torchvision's weights for it want them, where the authors'
-had ImageNet's mean and deviation. 98 classes x 32 images / 128 are the 24 steps that
-they call an epoch, of which they have 4,000; a tenth of that stands here.
+pooling, a linear layer with bias to dimension 512, Adam at 1e-4 with weight decay 5e-4,
+batches of 128 with 32 images per class (here for CUB and Cars; 2 for SOP and In-Shop, 4
+for a folder), images of 227 either squashed to that size or cropped from 255, two
+points per segment, margin 1e-5. Its network has batch normalisation (`googlenet_bn`).
+Inputs are x / 127.5 - 1, as torchvision's weights for it require; the authors used
+ImageNet's mean and standard deviation. 98 classes x 32 images / 128 are the 24 steps
+that they call an epoch; they train 4,000 of them, this config a tenth of that.
 """
 
 from metricjax.config import (
@@ -36,7 +36,7 @@ def get_config(variant="folder"):
     config.batch_size = 128
     # Unlike the authors' sampler, this one never pairs an image with itself.
     config.sampler = "distinct"
-    # Classes of fewer images are left out; those of SOP and In-Shop have few.
+    # Smaller classes are left out; those of SOP and In-Shop are small.
     config.instances_per_class = {"sop": 2, "inshop": 2, "folder": 4}.get(variant, 32)
     config.steps = 9600
     config.eval_every = config.checkpoint_every = 480

@@ -4,15 +4,15 @@
         --config.data.root=photos.zip --config.model.pretrained=resnet50.safetensors
 
 Variants: `folder`, and `cub`, `cars`, `sop`, `inshop`, see configs/README.md.
-On Proxy-NCA: `--config.objective.terms.hierarchical_proxy.base=proxy_nca`; groups that
-the data has: `--config.objective.terms.hierarchical_proxy.hierarchy=category`.
+On Proxy-NCA: `--config.objective.terms.hierarchical_proxy.base=proxy_nca`; groups given
+by the data: `--config.objective.terms.hierarchical_proxy.hierarchy=category`.
 
 From the paper: k-means groups of the fine proxies, weight 0.1 for the coarse level. The
-number of groups, when they are made and how often, the optimiser and the steps are not
-certain; the latter follow Proxy-Anchor (arXiv 2003.13911), as do the batches of images
-at random and the random-resized crops. It reports Recall@1 of 68.4 (CUB), 86.1 (Cars),
-79.1 (SOP) and 91.5 (In-Shop) on BN-Inception without a hierarchy. HPL's own numbers are
-not known for certain, so none stand here.
+number of groups, when and how often they are updated, the optimiser and the steps are
+not certain; the latter follow Proxy-Anchor (arXiv 2003.13911), as do the batches of
+images at random and the random-resized crops. It reports Recall@1 of 68.4 (CUB), 86.1
+(Cars), 79.1 (SOP) and 91.5 (In-Shop) on BN-Inception without a hierarchy. HPL's own
+numbers are not known for certain and are therefore omitted.
 """
 
 from metricjax.config import (

@@ -7,8 +7,8 @@ triplet_all, triplet_semihard, n_pair, lifted_structure, multi_similarity, proxy
 proxy_anchor, hierarchical_proxy (Proxy-Anchor, groups by k-means),
 hierarchical_proxy_categories (Proxy-NCA, groups are the scripts), softmax, and with
 embedding expansion ee_triplet, ee_hphn_triplet, ee_n_pair, ee_lifted_structure,
-ee_multi_similarity. They are for seeing how losses behave, not how good they can get:
-all share one learning rate, but for the N-pair losses, which bear less.
+ee_multi_similarity. They show how losses behave, not how good they can get: all
+share one learning rate, except the N-pair losses, which need a lower one.
 """
 
 from metricjax.config import choose_variant, default_config, terms
@@ -24,7 +24,7 @@ _TERMS = {
     "lifted_structure": {"lifted_structure": {}},
     "multi_similarity": {"multi_similarity": {}},
     "proxy_nca": {"proxy_nca": {}},
-    # At its paper's scale of 32 Proxy-Anchor hardly moves in so few steps from scratch.
+    # At its paper's scale of 32 Proxy-Anchor hardly learns in so few steps from scratch.
     "proxy_anchor": {"proxy_anchor": {"scale": 16.0}},
     "hierarchical_proxy": {
         "hierarchical_proxy": {
@@ -82,7 +82,7 @@ def get_config(variant="multi_similarity"):
     config.optimizer.warmup_steps = 50
     config.optimizer.weight_decay = 1e-4
     if variant.endswith("n_pair"):
-        # Two images of a class are all that it looks at.
+        # N-pair uses two images per class.
         config.instances_per_class = 2
         config.optimizer.learning_rate = 3e-3
     return config
