@@ -31,7 +31,7 @@ def opened(trained, monkeypatch, tmp_path):
     """The run `run`, opened already; works in an own directory."""
     asked = []
     monkeypatch.setattr(TrainedModel, "open", lambda run: asked.append(run) or trained)
-    monkeypatch.setattr(compilation_cache, "use", lambda: None)
+    monkeypatch.setattr(compilation_cache, "enable", lambda: None)
     monkeypatch.chdir(tmp_path)
     return asked
 
@@ -149,7 +149,7 @@ def test_mistakes(opened, tmp_path, capsys, arguments, words):
 def test_no_run_and_one_that_is_not_finished(
     tiny, tmp_path, capsys, monkeypatch, missing, words
 ):
-    monkeypatch.setattr(compilation_cache, "use", lambda: None)
+    monkeypatch.setattr(compilation_cache, "enable", lambda: None)
     shutil.copytree(
         tiny.finished, tmp_path / "run", ignore=shutil.ignore_patterns("check*")
     )

@@ -35,7 +35,7 @@ def cache(tmp_path_factory):
 def place(tiny, trained, cache, monkeypatch, tmp_path):
     """A directory with a gallery, `shapes`; the run is opened already."""
     monkeypatch.setattr(TrainedModel, "open", lambda run: trained)
-    monkeypatch.setattr(compilation_cache, "use", lambda: None)
+    monkeypatch.setattr(compilation_cache, "enable", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shapes").symlink_to(tiny.shapes)
