@@ -91,8 +91,7 @@ def train_batches(
         `PKSampler`; thread-safe.
       transform: the host's part of the recipe.
       seed: of the augmentation.
-      start_step: the first step; a resumed run passes the step after its checkpoint.
-      num_steps: the step to stop before, the length of the whole run.
+      start_step, num_steps: the first step and the length of the whole run.
       process_index, process_count: this host and the number of hosts. Each takes
         consecutive rows of the global batch; if the count divides P, whole classes.
       threads: each prepares whole batches; 0: `next` does all the work. None: one per
@@ -101,18 +100,16 @@ def train_batches(
       skipped: where to record unreadable images; None: a new log.
 
     Yields:
-      dict of `images` uint8 [b, s, s, c], `labels` int32 [b], `indices` int64 [b],
-      with b = batch_size / process_count.
+      `images` uint8 [b, s, s, c], `labels` int32 [b], `indices` int64 [b], with
+      b = batch_size / process_count.
 
     Raises:
-      InputError: the hosts do not divide the batch; later, from the iterator, that
-        every image of a class is unreadable.
+      InputError: the hosts do not divide the batch; later, a class is unreadable.
     """
     skipped = SkipLog() if skipped is None else skipped
     rows = host_rows(sampler.batch_size, process_index, process_count)
-    images = _ImageCache(
-        split, transform.prepare_train, transform.enough, cache_bytes, skipped
-    )
+    prepare, enough = transform.prepare_train, transform.enough
+    images = _ImageCache(split, prepare, enough, cache_bytes, skipped)
 
     def load(step: int) -> Batch:
         wanted = sampler[step][rows]
@@ -126,8 +123,8 @@ def train_batches(
             batch[row] = transform.augment(prepared, rng)
         return {"images": batch, "labels": split.labels[shown], "indices": shown}
 
-    iterator = _in_order(load, range(start_step, num_steps), threads)
-    return Batches(iterator, skipped)
+    steps = range(start_step, num_steps)
+    return Batches(_in_order(load, steps, threads), skipped)
 
 
 def test_batches(

@@ -57,18 +57,7 @@ def pack(
       InputError: `out` holds something else, or cannot be written; no image or only
         those of one split can be decoded.
     """
-    if short_side < 0:
-        raise InputError(
-            f"--short-side is {short_side}: give a number of pixels, or 0 to keep all "
-            "images as they are."
-        )
-    request = {
-        "name": dataset.name,
-        "short_side": short_side,
-        "cropped": cropped,
-        "images": len(dataset.train) + len(dataset.test),
-        "listing": _digest(dataset),
-    }
+    request = _request(dataset, short_side, cropped)
     storage = open_storage(out)
     _check_foreign_files(storage)
     if _is_complete(storage, request):
@@ -89,6 +78,22 @@ def pack(
     for note in manifest["notes"]:
         if note not in dataset.notes:
             say(note)
+
+
+def _request(dataset: Dataset, short_side: int, cropped: bool) -> dict[str, Any]:
+    """The images and options, which must be the same to resume a packing."""
+    if short_side < 0:
+        raise InputError(
+            f"--short-side is {short_side}: give a number of pixels, or 0 to keep all "
+            "images as they are."
+        )
+    return {
+        "name": dataset.name,
+        "short_side": short_side,
+        "cropped": cropped,
+        "images": len(dataset.train) + len(dataset.test),
+        "listing": _digest(dataset),
+    }
 
 
 def _is_complete(storage: Storage, request: Mapping[str, Any]) -> bool:
