@@ -24,7 +24,7 @@ _TERMS = {
     "lifted_structure": {"lifted_structure": {}},
     "multi_similarity": {"multi_similarity": {}},
     "proxy_nca": {"proxy_nca": {}},
-    # At its paper's scale of 32 Proxy-Anchor hardly learns in so few steps from scratch.
+    # At the paper's scale 32 Proxy-Anchor learns little from scratch in so few steps.
     "proxy_anchor": {"proxy_anchor": {"scale": 16.0}},
     "hierarchical_proxy": {
         "hierarchical_proxy": {
