@@ -1,7 +1,11 @@
-"""Losses: pure functions of arrays. No Flax, no state, no normalising of embeddings."""
+"""Losses: pure functions of arrays, one file each, written as in their papers.
+
+They keep no state, import no Flax and do not normalise embeddings. How they are
+computed, in blocks, on many devices or faster on a CPU, is in `_kernels`.
+"""
 
 from metricjax.losses import embedding_expansion
-from metricjax.losses._kernels.anchors import Tiling
+from metricjax.losses._kernels.tiling import Tiling
 from metricjax.losses.classification import softmax_cross_entropy
 from metricjax.losses.contrastive import contrastive
 from metricjax.losses.divergence import divergence

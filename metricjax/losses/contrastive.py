@@ -1,4 +1,4 @@
-"""Contrastive loss: positives together, negatives at least a margin apart."""
+"""Contrastive loss over all pairs of a batch, or over adjacent ones."""
 
 from functools import partial
 
@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses._kernels import anchors as pairwise
-from metricjax.losses._kernels import pairs
+from metricjax.losses._kernels import anchors, measures
+from metricjax.losses._kernels import contrastive as kernel
+from metricjax.losses._kernels.inputs import check_labelled
 from metricjax.losses._kernels.numerics import masked_mean
-from metricjax.losses._kernels.tiles import Statistic
+from metricjax.losses._kernels.platform import Kernel
+from metricjax.losses._kernels.tiling import Tiling
 
 REDUCTIONS = ("mean", "nonzero")
 AMONG = ("all", "adjacent")
@@ -27,12 +29,16 @@ def contrastive(
     references: Float[Array, "n d"] | None = None,
     reference_labels: Int[Array, " n"] | None = None,
     reference_mask: Bool[Array, " n"] | None = None,
-    tiling: pairwise.Tiling = pairwise.Tiling(),
+    tiling: Tiling = Tiling(),
 ) -> Float[Array, ""]:
-    """Contrastive loss over all ordered pairs (i, j), `j != i`.
+    """Contrastive loss: positives close together, negatives at least a margin apart.
 
-    A pair of one class costs `D_ij`, any other `relu(margin - D_ij)`, with
-    `D = |x_i - x_j|^2`, or the distance itself.
+    The mean over all ordered pairs (i, j), `j != i`, of
+
+        D_ij                  if y_j = y_i,
+        relu(margin - D_ij)   otherwise,
+
+    with `D_ij = |x_i - x_j|^2`, or `|x_i - x_j|` without `squared`.
 
     Args:
       embeddings: anchors [b, d], of unit length unless another scale is meant.
@@ -42,13 +48,13 @@ def contrastive(
       squared: whether D is the squared distance.
       reduction: "mean" divides the sum by the number of pairs; "nonzero" averages
         positive and negative terms each over those that are above 0, and adds the two.
-      among: "all" pairs of the batch, or "adjacent" ones alone: rows 2t and 2t + 1 are
-        a pair, as a sampler of pairs puts them, b / 2 in all.
-      references: the j [n, d] instead of the batch; none is then left out as the
-        anchor itself.
+      among: "all" pairs of the batch, or "adjacent" ones only: the b / 2 pairs of rows
+        2t and 2t + 1, the order of a sampler of pairs.
+      references: the j [n, d] instead of the batch; no reference is then left out as
+        the anchor itself.
       reference_labels: classes of the references [n].
       reference_mask: False where a reference does not count [n].
-      tiling: memory, devices and precision, see `pairwise.Tiling`.
+      tiling: memory, devices and precision, see `losses.Tiling`.
 
     Returns:
       A float32 scalar; 0 where there is no pair.
@@ -60,6 +66,11 @@ def contrastive(
     Source: Kim et al., "Attention-based Ensemble for Deep Metric Learning" (arXiv
     1804.00382), the metric loss of one learner, with the squared distance inside the
     hinge and margin 1. "nonzero" is the reduction of pytorch-metric-learning.
+
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([[0.0], [0.5], [1.0]])
+    >>> float(contrastive(x, jnp.array([0, 0, 1])))  # (0.25 + 0.75 + 0) / 3
+    0.3333333432674408
     """
     if margin < 0:
         raise InputError(f"margin must be 0 or more, but it is {margin}.")
@@ -72,59 +83,42 @@ def contrastive(
     if among == "adjacent":
         if references is not None:
             raise InputError("among='adjacent' compares rows of the batch alone.")
-        return _of_adjacent(embeddings, labels, margin, squared, reduction)
-    options = {
-        "references": references,
-        "reference_labels": reference_labels,
-        "reference_mask": reference_mask,
-        "measure": pairwise.squared_distances if squared else pairwise.distances,
-        "tiling": tiling,
-    }
+        return _adjacent(embeddings, labels, margin, squared, reduction)
+    measure = measures.squared_distances if squared else measures.distances
 
-    def together(tile):
-        return jnp.where(tile.positives, tile.measures, 0.0)
+    def terms(distances, positives, negatives):
+        """What a pair costs, as a positive and as a negative."""
+        pull = jnp.where(positives, distances, 0.0)
+        push = jnp.where(negatives, jax.nn.relu(margin - distances), 0.0)
+        return pull, push
 
-    def apart(tile):
-        return jnp.where(tile.negatives, jax.nn.relu(margin - tile.measures), 0.0)
-
-    def pair(tile):
-        return together(tile) + apart(tile)
-
-    if reduction == "mean":
-        total = pairs.sum_over_pairs(
-            pair, embeddings, labels, symmetric=True, **options
-        )
-        count = pairs.count_pairs(embeddings, references, reference_mask)
-        return total / jnp.maximum(count, 1.0)
-
-    def above_zero(tile, axis):
-        return tuple(
-            jnp.sum(term(tile) > 0, axis=axis, dtype=jnp.float32)
-            for term in (together, apart)
+    def anchor(distances, positives, negatives):
+        """One anchor against all references: [n], [n] bool, [n] bool."""
+        pull, push = terms(distances, positives, negatives)
+        if reduction == "mean":
+            return jnp.sum(pull + push), jnp.sum(positives | negatives)
+        # Written so that NaN counts, and is not hidden.
+        return (jnp.sum(pull), jnp.sum(push)), (
+            jnp.sum(~(pull <= 0)),
+            jnp.sum(~(push <= 0)),
         )
 
-    def scaled(tile):
-        return tile.sides[0] * together(tile) + tile.sides[1] * apart(tile)
-
-    counting = Statistic(above_zero, (0.0, 0.0), partial(jax.tree.map, jnp.add))
-    counts = pairs.statistics(counting, embeddings, labels, **options)
-    scales = tuple(
-        jnp.full(len(labels), 1.0 / jnp.maximum(jnp.sum(count), 1.0))
-        for count in counts
-    )
-    return pairs.sum_over_pairs(
-        scaled, embeddings, labels, sides=scales, symmetric=True, **options
-    )
+    in_tiles = partial(kernel.in_tiles, terms, reduction == "nonzero", measure)
+    return anchors.mean(
+        anchor, embeddings, labels, references=references,
+        reference_labels=reference_labels, reference_mask=reference_mask,
+        measure=measure, symmetric=True, kernel=Kernel(in_tiles), tiling=tiling,
+    )  # fmt: skip
 
 
-def _of_adjacent(embeddings, labels, margin, squared, reduction):
-    pairwise.check_labelled("embeddings", embeddings, labels)
+def _adjacent(embeddings, labels, margin, squared, reduction):
+    check_labelled("embeddings", embeddings, labels)
     if len(labels) % 2:
         raise InputError(
             f"among='adjacent' needs an even batch, but it has {len(labels)} rows."
         )
     rows = embeddings.astype(jnp.float32)
-    distances = pairwise.paired_distances(rows[0::2], rows[1::2], squared=squared)
+    distances = measures.paired_distances(rows[0::2], rows[1::2], squared=squared)
     same = labels[0::2] == labels[1::2]
     hinges = jax.nn.relu(margin - distances)
     if reduction == "mean":

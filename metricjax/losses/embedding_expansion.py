@@ -1,18 +1,14 @@
 """Embedding expansion: points between two images of a class join the negatives.
 
-A batch is `N` pairs, rows `(2t, 2t + 1)`, both of one class. A pair's segment, its two
-images and `n` points between them, stands for the pair when negatives are sought: of
-two pairs of different classes only the closest of the `(n + 2)^2` combinations of their
-points counts. Positives are images only.
+A batch is `N` pairs, rows `(2t, 2t + 1)`, both of one class. The segment of a pair is
+its two images and `n` points between them. Of two pairs of different classes only the
+closest of the `(n + 2)^2` combinations of their points counts as the negative;
+positives are images only.
 
-No point between is ever made for a loss. Each is `a x_i + b x_j`, so that its products
-with all others are sums of four entries of the images' Gram matrix. A scan over the
-combinations keeps the best one of every two pairs, memory O(N^2) for any `n`; the
-gradient goes through the chosen combination alone, worked out once more.
+A loss never creates the points, see `_kernels/segments.py`: O(N^2) memory for any `n`.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses._kernels import anchors as pairwise
-from metricjax.losses._kernels import segments
-from metricjax.losses._kernels.anchors import Tiling
+from metricjax.losses._kernels import anchors
 from metricjax.losses._kernels.numerics import (
     log1p_sum_exp,
     masked_logsumexp,
@@ -31,6 +25,8 @@ from metricjax.losses._kernels.numerics import (
     safe_sqrt,
     unit,
 )
+from metricjax.losses._kernels.segment_rows import as_pairs, image_rows, pair_rows
+from metricjax.losses._kernels.tiling import Tiling
 
 
 def synthesize(
@@ -64,7 +60,7 @@ def synthesize(
     Source: Ko and Gu, "Embedding Expansion" (arXiv 2003.02546), synthesis as in the
     authors' code, in n + 1 equal parts.
     """
-    pairs, _ = _as_pairs(embeddings, labels, points)
+    pairs, _ = as_pairs(embeddings, labels, points)
     images = pairs.reshape(len(pairs), 2, -1)
     partners = images[:, ::-1]
     share = (np.arange(1, points + 1, dtype=np.float32) / (points + 1))[:, None]
@@ -112,7 +108,7 @@ def triplet(
         costs = jax.nn.relu(row.within - row.nearest + margin)
         return jnp.sum(jnp.where(negatives, costs, 0.0)), jnp.sum(negatives)
 
-    measure = partial(_pair_rows, points=points, normalize=normalize)
+    measure = partial(pair_rows, points=points, normalize=normalize)
     return _mean_over_pairs(anchor, embeddings, labels, points, measure, tiling)
 
 
@@ -164,7 +160,7 @@ def hphn_triplet(
         costs = of_both(row.within, row.farthest, row.nearest, positives, negatives)
         return jnp.sum(costs), 2 * negatives.any()
 
-    measure = partial(_image_rows, points=points, normalize=normalize)
+    measure = partial(image_rows, points=points, normalize=normalize)
     return _mean_over_pairs(anchor, embeddings, labels, points, measure, tiling)
 
 
@@ -211,7 +207,7 @@ def n_pair(
         return log1p_sum_exp(row.nearest - row.within, negatives), True
 
     measure = partial(
-        _pair_rows,
+        pair_rows,
         points=points if normalize else 0,
         normalize=normalize,
         similarity=True,
@@ -264,7 +260,7 @@ def lifted_structure(
         total = jnp.where(some, push, 0.0) + safe_sqrt(row.within)
         return jnp.where(some, jnp.square(jax.nn.relu(total)) / 2.0, 0.0), True
 
-    measure = partial(_pair_rows, points=points, normalize=normalize)
+    measure = partial(pair_rows, points=points, normalize=normalize)
     return _mean_over_pairs(anchor, embeddings, labels, points, measure, tiling)
 
 
@@ -314,51 +310,8 @@ def multi_similarity(
         apart = log1p_sum_exp(beta * (row.nearest - base), negatives) / beta
         return jnp.where(negatives.any(), together + apart, 0.0), True
 
-    measure = partial(_pair_rows, points=points, normalize=normalize, similarity=True)
+    measure = partial(pair_rows, points=points, normalize=normalize, similarity=True)
     return _mean_over_pairs(anchor, embeddings, labels, points, measure, tiling)
-
-
-class _Row(NamedTuple):
-    """What a loss sees of some pairs, r of them, and of all N; later of one.
-
-    Attributes:
-      within: squared distance, or product, of the two images of the pair [r].
-      nearest: the smallest squared distance, or largest product, to each pair [r, N],
-        or of each of the two images [r, 2, N].
-      farthest: largest squared distance of each of the two images to the images of
-        each pair [r, 2, N].
-    """
-
-    within: Float[Array, " r"]
-    nearest: Float[Array, "r N"] | Float[Array, "r 2 N"]
-    farthest: Float[Array, "r 2 N"] | None = None
-
-
-def _as_pairs(
-    embeddings: Array, labels: Array, points: int
-) -> tuple[Float[Array, "N e"], Int[Array, " N"]]:
-    """Rows 2t and 2t + 1 side by side, e = 2 d, and the classes of the pairs."""
-    pairwise.check_labelled("embeddings", embeddings, labels)
-    if points < 0:
-        raise InputError(f"points must be 0 or more, but it is {points}.")
-    count, width = embeddings.shape
-    if count % 2:
-        raise InputError(
-            f"embedding expansion takes images in pairs, but the batch has {count}: "
-            "draw an even number of images of every class."
-        )
-    traced = isinstance(labels, jax.core.Tracer)
-    if not traced and getattr(labels, "is_fully_addressable", True):
-        given = np.asarray(labels)
-        differ = np.flatnonzero(given[0::2] != given[1::2])
-        if len(differ):
-            row = 2 * differ[0]
-            raise InputError(
-                f"rows {row} and {row + 1} must be a pair of one class, but their "
-                f"classes are {given[row]} and {given[row + 1]}."
-            )
-    pairs = embeddings.astype(jnp.float32).reshape(count // 2, 2 * width)
-    return pairs, labels[0::2]
 
 
 def _check_not_negative(name, value):
@@ -367,55 +320,5 @@ def _check_not_negative(name, value):
 
 
 def _mean_over_pairs(anchor, embeddings, labels, points, measure, tiling):
-    pairs, classes = _as_pairs(embeddings, labels, points)
-    return pairwise.mean_over_anchors(
-        anchor, pairs, classes, measure=measure, tiling=tiling
-    )
-
-
-def _about_centre(anchors, references):
-    """Pairs less the centre of the references' images, and that."""
-    images = references.reshape(2 * len(references), -1)
-    centre = pairwise.centre_of(images, jnp.ones(len(images), bool))
-    both = jnp.concatenate([centre, centre])
-    return anchors - both, references - both, centre
-
-
-def _pair_rows(anchors, references, dtype, *, points, normalize, similarity=False):
-    """`_Row` of pairs: all points of a pair on either side."""
-    starts, ends = jnp.split(anchors, 2, axis=1)
-    within = starts * ends if similarity else jnp.square(starts - ends)
-    anchors, references, centre = _about_centre(anchors, references)
-    nearest = segments.closest(
-        segments.gram(anchors, references, dtype),
-        segments.between(anchors, centre), segments.between(references, centre),
-        numbers=range(points + 2), points=points, normalize=normalize,
-        similarity=similarity,
-    )  # fmt: skip
-    return _Row(jnp.sum(within, axis=1), nearest)
-
-
-def _image_rows(anchors, references, dtype, *, points, normalize):
-    """`_Row` of pairs: either image with the points on its side, without the other."""
-    anchors, references, centre = _about_centre(anchors, references)
-    own = segments.between(anchors, centre)
-    others = segments.between(references, centre)
-    of_starts, of_ends = segments.gram(anchors, references, dtype)
-    # The segments, and the segments turned: the image is the start, its partner, which
-    # does not count, the end.
-    joined = partial(jax.tree.map, lambda *parts: jnp.concatenate(parts))
-    nearest = segments.closest(
-        joined((of_starts, of_ends), (of_ends, of_starts)), joined(own, own.turned()),
-        others, numbers=range(points + 1), points=points, normalize=normalize,
-    )  # fmt: skip
-
-    def farthest(square, products):
-        squares = square[:, None] + jnp.stack([others.start, others.end])[:, None]
-        return jnp.max(squares - 2.0 * jnp.stack(products), axis=0)
-
-    starts, ends = jnp.split(anchors, 2, axis=1)
-    return _Row(
-        jnp.sum(jnp.square(starts - ends), axis=1),
-        jnp.stack(jnp.split(nearest, 2), axis=1),
-        jnp.stack([farthest(own.start, of_starts), farthest(own.end, of_ends)], axis=1),
-    )
+    pairs, classes = as_pairs(embeddings, labels, points)
+    return anchors.mean(anchor, pairs, classes, measure=measure, tiling=tiling)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses._kernels import anchors as pairwise
+from metricjax.losses._kernels.inputs import check_labelled
+from metricjax.losses._kernels.tiling import Tiling
 from metricjax.losses.proxies import check_labels, proxy_anchor
 
 
@@ -31,7 +32,7 @@ def hierarchical_proxy(
     *,
     level_weights: Sequence[float] = (1.0, 0.1),
     loss: Callable[..., Float[Array, ""]] = proxy_anchor,
-    tiling: pairwise.Tiling = pairwise.Tiling(),
+    tiling: Tiling = Tiling(),
 ) -> Float[Array, ""]:
     """A weighted sum of one proxy loss over the levels of a hierarchy of the classes.
 
@@ -50,7 +51,7 @@ def hierarchical_proxy(
       loss: of one level, `(embeddings, labels, proxies, *, tiling) -> scalar`:
         `proxy_anchor`, `proxy_nca`, or one of them with other settings through
         `functools.partial`.
-      tiling: memory and precision, see `pairwise.Tiling`.
+      tiling: memory and precision, see `losses.Tiling`.
 
     Returns:
       A float32 scalar.
@@ -73,7 +74,7 @@ def hierarchical_proxy(
         raise InputError(
             f"level_weights must be 0 or more, but one of them is {min(fixed)}."
         )
-    pairwise.check_labelled("embeddings", embeddings, labels)
+    check_labelled("embeddings", embeddings, labels)
     classes = {_number_of_classes(level) for level in levels}
     if len(classes) > 1:
         raise InputError(

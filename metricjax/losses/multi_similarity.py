@@ -1,12 +1,17 @@
 """Multi-similarity loss with its mining of informative pairs."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses._kernels import anchors as pairwise
-from metricjax.losses._kernels import pairs
-from metricjax.losses._kernels.tiles import Statistic
+from metricjax.losses._kernels import anchors
+from metricjax.losses._kernels import multi_similarity as kernel
+from metricjax.losses._kernels.measures import dot_products
+from metricjax.losses._kernels.numerics import log1p_sum_exp, masked_max, masked_min
+from metricjax.losses._kernels.platform import Kernel
+from metricjax.losses._kernels.tiling import Tiling
 
 
 def multi_similarity(
@@ -20,12 +25,13 @@ def multi_similarity(
     references: Float[Array, "n d"] | None = None,
     reference_labels: Int[Array, " n"] | None = None,
     reference_mask: Bool[Array, " n"] | None = None,
-    tiling: pairwise.Tiling = pairwise.Tiling(),
+    tiling: Tiling = Tiling(),
 ) -> Float[Array, ""]:
     """Multi-similarity loss over the similarities `s_ij = x_i . x_j`.
 
-    Of each anchor i the positives with `s_ij < max_{k neg} s_ik + epsilon` and the
-    negatives with `s_ik > min_{j pos} s_ij - epsilon` are kept, P_i and N_i, and
+    Mining keeps, for each anchor i, the positives P_i with
+    `s_ij < max_{k neg} s_ik + epsilon` and the negatives N_i with
+    `s_ik > min_{j pos} s_ij - epsilon`. The loss is
 
     `mean_i [log(1 + sum_{j in P_i} exp(-alpha (s_ij - base))) / alpha
     + log(1 + sum_{k in N_i} exp(beta (s_ik - base))) / beta]`.
@@ -37,14 +43,14 @@ def multi_similarity(
       labels: their classes [b].
       alpha: sharpness over positives, above 0.
       beta: sharpness over negatives, above 0.
-      base: similarity about which pairs are weighed.
+      base: similarity at which a pair has the exponent 0.
       epsilon: slack of the mining in units of s; 2 or more keeps every pair of an
         anchor that has both kinds.
-      references: the j and k [n, d] instead of the batch; none is then left out as the
-        anchor itself.
+      references: the j and k [n, d] instead of the batch; no reference is then left out
+        as the anchor itself.
       reference_labels: classes of the references [n].
       reference_mask: False where a reference does not count [n].
-      tiling: memory, devices and precision, see `pairwise.Tiling`.
+      tiling: memory, devices and precision, see `losses.Tiling`.
 
     Returns:
       A float32 scalar.
@@ -60,65 +66,31 @@ def multi_similarity(
         if value <= 0:
             raise InputError(f"{name} must be above 0, but it is {value}.")
 
-    def kept(tile):
-        farthest, nearest = tile.sides[0]
-        # Written so that NaN is kept, and shows.
-        together = tile.positives & ~(tile.measures >= nearest + epsilon)
-        return together, tile.negatives & ~(tile.measures <= farthest - epsilon)
+    def mined(similarities, positives, negatives, farthest, nearest):
+        """Pairs that are hard enough, compared with the hardest of the other kind."""
+        # Written so that NaN is mined, and is not hidden.
+        positives &= ~(similarities >= nearest + epsilon)
+        return positives, negatives & ~(similarities <= farthest - epsilon)
 
-    def pull(tile):
-        return -alpha * (tile.measures - base), kept(tile)[0]
+    def exponents(similarities):
+        """Of a pair, as a positive and as a negative."""
+        return -alpha * (similarities - base), beta * (similarities - base)
 
-    def push(tile):
-        return beta * (tile.measures - base), kept(tile)[1]
-
-    def finish(sums):
-        """log(1 + sum) of both kinds, and whether there are both."""
-        pulled, pushed = (pairs.finish(parts) for parts in sums)
-        both = ~((pulled == -jnp.inf) | (pushed == -jnp.inf))
-        return jnp.logaddexp(pulled, 0.0), jnp.logaddexp(pushed, 0.0), both
-
-    def value(stages):
-        pulled, pushed, both = stages[1]
-        return jnp.where(both, pulled / alpha + pushed / beta, 0.0)
-
-    def slope(tile):
-        """Of the slope that log(1 + sum) has by this pair."""
-        pulled, pushed, both = tile.sides[1]
-        together, apart = kept(tile)
-        exponent = jnp.where(
-            together,
-            -alpha * (tile.measures - base) - pulled,
-            beta * (tile.measures - base) - pushed,
+    def anchor(similarities, positives, negatives):
+        """One anchor against all references: [n], [n] bool, [n] bool."""
+        farthest = masked_min(similarities, positives)
+        nearest = masked_max(similarities, negatives)
+        positives, negatives = mined(
+            similarities, positives, negatives, farthest, nearest
         )
-        exponent = jnp.where((together | apart) & both, exponent, -jnp.inf)
-        return jnp.exp(exponent) * jnp.where(together, 1.0 / alpha, 1.0 / beta)
+        pull, push = exponents(similarities)
+        value = log1p_sum_exp(pull, positives) / alpha
+        value += log1p_sum_exp(push, negatives) / beta
+        return jnp.where(positives.any() & negatives.any(), value, 0.0), True
 
-    sums = pairs.both(pairs.log_sum_exp(pull), pairs.log_sum_exp(push))
-    total = pairs.sum_over_anchors(
-        (pairs.Stage(_EXTREMES), pairs.Stage(sums, finish)),
-        value,
-        slope,
-        embeddings,
-        labels,
-        references=references,
-        reference_labels=reference_labels,
-        reference_mask=reference_mask,
-        measure=pairwise.dot_products,
-        tiling=tiling,
-    )
-    return total / max(len(labels), 1)
-
-
-def _extremes(tile, axis):
-    positives = jnp.where(tile.positives, tile.measures, jnp.inf)
-    negatives = jnp.where(tile.negatives, tile.measures, -jnp.inf)
-    return jnp.min(positives, axis=axis), jnp.max(negatives, axis=axis)
-
-
-# Similarity of the farthest positive and of the nearest negative.
-_EXTREMES = Statistic(
-    _extremes,
-    (jnp.inf, -jnp.inf),
-    lambda a, b: (jnp.minimum(a[0], b[0]), jnp.maximum(a[1], b[1])),
-)
+    in_tiles = partial(kernel.in_tiles, mined, exponents, alpha, beta)
+    return anchors.mean(
+        anchor, embeddings, labels, references=references,
+        reference_labels=reference_labels, reference_mask=reference_mask,
+        measure=dot_products, kernel=Kernel(in_tiles), tiling=tiling,
+    )  # fmt: skip

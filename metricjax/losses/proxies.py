@@ -6,8 +6,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
-from metricjax.losses._kernels import anchors as pairwise
-from metricjax.losses._kernels import numerics
+from metricjax.losses._kernels import anchors, numerics
+from metricjax.losses._kernels.inputs import check_labelled
+from metricjax.losses._kernels.measures import dot_products
+from metricjax.losses._kernels.tiling import Tiling
 
 
 def proxy_nca(
@@ -18,7 +20,7 @@ def proxy_nca(
     temperature: float = 1 / 9,
     include_positive: bool = True,
     margin: float = 0.0,
-    tiling: pairwise.Tiling = pairwise.Tiling(),
+    tiling: Tiling = Tiling(),
 ) -> Float[Array, ""]:
     """Proxy-NCA: every image against the proxies of all classes.
 
@@ -40,7 +42,7 @@ def proxy_nca(
       temperature: T, above 0. 1/9 is what a scale of 3 on both sides means.
       include_positive: whether the own proxy is in the denominator.
       margin: in units of the similarity, at least 0.
-      tiling: memory and precision, see `pairwise.Tiling`; blocks are of images.
+      tiling: memory and precision, see `losses.Tiling`; blocks are of images.
 
     Returns:
       A float32 scalar: the mean over the images. A label out of range, where it is only
@@ -74,9 +76,9 @@ def proxy_nca(
         score = jnp.sum(jnp.where(own, scores, 0.0))
         return numerics.masked_logsumexp(scores, compared) - score, own.any()
 
-    return pairwise.mean_over_anchors(
+    return anchors.mean(
         anchor, embeddings, labels, references=proxies,
-        reference_labels=jnp.arange(len(proxies)), measure=pairwise.dot_products,
+        reference_labels=jnp.arange(len(proxies)), measure=dot_products,
         tiling=tiling,
     )  # fmt: skip
 
@@ -88,7 +90,7 @@ def proxy_anchor(
     *,
     margin: float = 0.1,
     scale: float = 32.0,
-    tiling: pairwise.Tiling = pairwise.Tiling(),
+    tiling: Tiling = Tiling(),
 ) -> Float[Array, ""]:
     """Proxy-Anchor: every proxy against the images of the batch.
 
@@ -103,7 +105,7 @@ def proxy_anchor(
       proxies: [c, d], of any length: made unit here.
       margin: delta, in units of the similarity, at least 0.
       scale: alpha, above 0.
-      tiling: memory and precision, see `pairwise.Tiling`; blocks are of proxies.
+      tiling: memory and precision, see `losses.Tiling`; blocks are of proxies.
 
     Returns:
       A float32 scalar. An image whose label is out of range, where that is only known
@@ -130,11 +132,11 @@ def proxy_anchor(
         to_others = scale * (similarities + margin)
         pull = numerics.log1p_sum_exp(to_own, positives)
         push = numerics.log1p_sum_exp(to_others, negatives)
-        return share * pull + push / count, jnp.bool_(True)
+        return share * pull + push / count, True
 
-    return pairwise.sum_over_anchors(
+    return anchors.total(
         anchor, proxies, jnp.arange(count), references=embeddings,
-        reference_labels=labels, anchor_sides=shares, measure=pairwise.dot_products,
+        reference_labels=labels, sides=shares, measure=dot_products,
         tiling=tiling,
     )  # fmt: skip
 
@@ -160,7 +162,7 @@ def check_labels(labels: Array, count: int, what: str) -> None:
 
 def _checked(embeddings, labels, proxies):
     """The labels as int32 and the proxies made unit, after the entry checks."""
-    pairwise.check_labelled("embeddings", embeddings, labels)
+    check_labelled("embeddings", embeddings, labels)
     if proxies.ndim != 2 or not jnp.issubdtype(proxies.dtype, jnp.floating):
         raise InputError(
             f"proxies must be floating point of shape [c, d], but they are "

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from metricjax.errors import InputError
+from metricjax.losses import Tiling
 from metricjax.losses._kernels import anchors
 from metricjax.losses._kernels.numerics import masked_max, masked_mean, masked_min
 from metricjax.models.output import Output
@@ -90,7 +91,7 @@ class ObjectiveConfig:
                 loss = LOSSES[name]
                 yield name, loss, term.weight, {**loss.options, **term.options}
 
-    def tiling(self, mesh: Mesh | None = None) -> anchors.Tiling:
+    def tiling(self, mesh: Mesh | None = None) -> Tiling:
         """How pair losses process their rows on these devices.
 
         Without blocks the compiler partitions the rows; with blocks each device loops
@@ -99,8 +100,8 @@ class ObjectiveConfig:
         dtype = jnp.dtype(self.matmul_dtype)
         several = mesh is not None and mesh.size > 1
         if self.block_size is None or not several:
-            return anchors.Tiling(self.block_size, dtype=dtype)
-        return anchors.Tiling(self.block_size, mesh, dtype)
+            return Tiling(self.block_size, dtype=dtype)
+        return Tiling(self.block_size, mesh, dtype)
 
     @property
     def classifies(self) -> bool:
@@ -281,7 +282,7 @@ def pair_statistics(
     embeddings: Float[Array, "b d"],
     labels: Int[Array, " b"],
     margin: float,
-    tiling: anchors.Tiling = anchors.Tiling(),
+    tiling: Tiling = Tiling(),
 ) -> dict[str, Float[Array, ""]]:
     """Statistics of the pairs of a batch, to look at when a loss does not move.
 
@@ -302,9 +303,7 @@ def pair_statistics(
             "active": (jnp.float32(gap + margin > 0), some[0] & some[1]),
         }
 
-    rows = anchors.anchor_values(
-        row, jax.lax.stop_gradient(embeddings), labels, tiling=tiling
-    )
+    rows = anchors.values(row, jax.lax.stop_gradient(embeddings), labels, tiling=tiling)
     return {name: masked_mean(*values) for name, values in rows.items()}
 
 

@@ -54,7 +54,9 @@ def test_equals_torch(temperature, smoothing):
     np.testing.assert_allclose(slopes, logits.grad.numpy(), atol=1e-7, rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "count", [4, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
+)
 def test_devices_equal_one(count):
     devices = mesh.make_mesh(jax.devices()[:count])
     local = {"x": LOGITS.astype(np.float32), "y": LABELS}

@@ -143,7 +143,9 @@ def test_bfloat16_learners():
     close(slopes.astype(jnp.float32), expected, 2**-8)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "count", [4, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
+)
 def test_devices_equal_one_under_sgd(count):
     learners = ensemble(16, 3, seed=3).astype(np.float32)
     devices = mesh.make_mesh(jax.devices()[:count])

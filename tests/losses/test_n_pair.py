@@ -12,6 +12,7 @@ import reference_expansion as slow
 
 from metricjax.errors import InputError
 from metricjax.losses import Tiling
+from metricjax.losses._kernels import first_pairs
 from metricjax.losses.n_pair import n_pair
 from metricjax.runtime import mesh
 
@@ -73,7 +74,7 @@ LABELLINGS = {
 
 def test_every_number_of_pairs_fits_its_matrix(monkeypatch):
     """Matrices of 2, 4, 5 and 6 pairs are made; the smallest that fits is used."""
-    monkeypatch.setattr(importlib.import_module("metricjax.losses.n_pair"), "_SMALL", 4)
+    monkeypatch.setattr(first_pairs, "_SMALL", 4)
     # A function of its own, so that no other compilation is taken.
     ours = jax.jit(jax.value_and_grad(lambda x, y: n_pair(x, y, l2_weight=0.1)))
     x = rows()
@@ -170,7 +171,7 @@ def test_devices_equal_one_under_sgd(count, block_size):
 
 def test_a_batch_that_lies_on_eight_devices(monkeypatch):
     """With a choice of matrices, which all devices must make alike."""
-    monkeypatch.setattr(importlib.import_module("metricjax.losses.n_pair"), "_SMALL", 4)
+    monkeypatch.setattr(first_pairs, "_SMALL", 4)
     x, y = rows(16, seed=5), np.repeat([3, 1, 8, 5], 4)
     devices = mesh.make_mesh(jax.devices())
     batch = mesh.global_batch(devices, {"e": x.astype(np.float32), "y": y})

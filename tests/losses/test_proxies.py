@@ -147,7 +147,9 @@ def test_blocks_bound_the_memory(name):
 
 
 @pytest.mark.parametrize("block_size", BLOCKS)
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "count", [4, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
+)
 @pytest.mark.parametrize("name", LOSSES)
 def test_devices_equal_one_under_sgd(name, count, block_size):
     """The gradient's scale too: an average over devices would be n times smaller."""

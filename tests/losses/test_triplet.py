@@ -84,7 +84,9 @@ def test_references(block_size):
 
 
 @pytest.mark.parametrize("block_size", [None, 5])
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "count", [4, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
+)
 def test_devices_equal_one_under_sgd(count, block_size):
     """The gradient's scale too: an average over devices would be n times smaller."""
     embeddings, labels = rows(16, seed=5), np.repeat([3, 1, 8, 5], 4)

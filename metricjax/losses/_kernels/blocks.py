@@ -1,10 +1,14 @@
-"""How rows of pairs are computed: at once, in blocks of anchors, over many devices.
+"""Rows of pairs at once, in blocks of anchors, or over the devices of a mesh.
 
-What is computed is a function of some anchors and all references; it is handed in, and
-nothing here knows of losses. Blocks run one after the other on each device (memory
-O(block x n) instead of O(b x n)), and devices each take their share of the anchors
-(`jax.shard_map`). A sum of rows takes value and gradient of a block in the same pass:
-it is linear, so its gradient waits only for the factor that comes back.
+A function of some anchors and all references is handed in; nothing here knows of
+losses. Blocks run one after the other on each device (memory O(block x n) instead of
+O(b x n)), and each device takes its share of the anchors (`jax.shard_map`).
+
+Automatic differentiation of a loop over blocks would store every block's rows for the
+backward pass, O(b x n) again. A sum over anchors is linear in its blocks, so its
+gradient is known up to the factor that comes back from the rest of the program:
+`total` computes each block's gradient together with its value, stores O((b + n) d) and
+multiplies by that factor in the backward pass.
 """
 
 from collections.abc import Callable
@@ -25,8 +29,8 @@ class Anchors(NamedTuple):
     Attributes:
       embeddings: [b, d].
       labels: [b].
-      numbers: [b], the anchor's place in the batch counted from 1; 0 for padding.
-      sides: any further arrays [b, ...], or None; they carry no gradient.
+      numbers: [b], the anchor's position in the batch, from 1; 0 for padding.
+      sides: any further arrays [b, ...], or None.
     """
 
     embeddings: Float[Array, "b d"]
@@ -42,7 +46,7 @@ class References(NamedTuple):
       embeddings: [n, d].
       labels: [n].
       mask: [n], False where a reference does not count.
-      sides: any further arrays [n, ...], or None; they carry no gradient.
+      sides: any further arrays [n, ...], or None.
     """
 
     embeddings: Float[Array, "n d"]
@@ -52,7 +56,7 @@ class References(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one device made of its anchors and all references.
+    """What one device computed from its anchors and all references.
 
     Attributes:
       sums: arrays to be added up over devices.
@@ -66,17 +70,17 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A function of anchors and references, and how it is laid out.
+class Layout:
+    """A function of anchors and references, and how its anchors are divided.
 
     Attributes:
       function: `(Anchors, References) -> result`; for `total` (value, weight), two
-        scalars, for `per_anchor` a tree of arrays [b, ...].
+        trees of scalars, for `per_anchor` a tree of arrays [b, ...].
       block_size: anchors at a time on one device, or None for all of them.
       mesh: devices that share the anchors, or None.
       symmetric: for `total`: the references are the anchors, and what a pair adds to
-        the value is the same both ways. Then the gradient of an embedding as an anchor
-        is half of its whole gradient, and the other half need not be computed.
+        the value is the same both ways. The gradient of an embedding as an anchor is
+        then half of its gradient, and the other half need not be computed.
     """
 
     function: Callable[[Anchors, References], Any]
@@ -85,36 +89,36 @@ class Plan:
     symmetric: bool = False
 
     def at_once(self, anchors: Anchors) -> bool:
-        """Whether there is nothing to arrange."""
+        """Whether all anchors are one block on one device."""
         all_rows = self.block_size is None or self.block_size >= len(anchors.labels)
         return self.mesh is None and all_rows
 
 
-def total(
-    plan: Plan, anchors: Anchors, references: References
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(value, weight) of `plan.function` added up over all anchors.
+def total(layout: Layout, anchors: Anchors, references: References) -> tuple[Any, Any]:
+    """(value, weight) of `layout.function` added up over all anchors.
 
-    The value is differentiable with respect to the embeddings, once; the weight not.
+    The value is differentiable with respect to embeddings and sides; the weight is not.
+    In blocks and on a mesh it is differentiable once.
     """
-    if not plan.at_once(anchors):
-        return _total(plan, anchors, references)
-    if not plan.symmetric:
-        return plan.function(anchors, references)
+    if not layout.at_once(anchors):
+        return _total(layout, anchors, references)
+    if not layout.symmetric:
+        return layout.function(anchors, references)
     fixed = references._replace(embeddings=lax.stop_gradient(references.embeddings))
-    value, weight = plan.function(anchors, fixed)
-    return value + (value - lax.stop_gradient(value)), weight
+    value, weight = layout.function(anchors, fixed)
+    # The same value with twice the gradient.
+    return jax.tree.map(lambda v: v + (v - lax.stop_gradient(v)), value), weight
 
 
-def per_anchor(plan: Plan, anchors: Anchors, references: References) -> Any:
-    """`plan.function` of every anchor: arrays [b, ...].
+def per_anchor(layout: Layout, anchors: Anchors, references: References) -> Any:
+    """`layout.function` of every anchor: arrays [b, ...].
 
-    Differentiable with respect to the embeddings, once; in blocks the backward pass
-    makes the rows again.
+    Differentiable with respect to the embeddings. Every anchor has a factor of its own
+    in the backward pass, so that in blocks the rows are computed again there.
     """
-    if plan.at_once(anchors):
-        return plan.function(anchors, references)
-    return _per_anchor(plan, anchors, references)
+    if layout.at_once(anchors):
+        return layout.function(anchors, references)
+    return _per_anchor(layout, anchors, references)
 
 
 def over_devices(
@@ -125,7 +129,7 @@ def over_devices(
 ) -> Outcome:
     """Run `local(its rows, all references)` on every device and join the outcomes.
 
-    Rows and references are padded with zeros to what the devices can share equally.
+    Rows and references are padded with zeros to a multiple of the number of devices.
     """
     if mesh is None:
         return local(rows, references)
@@ -195,101 +199,141 @@ def _first(rows, count):
     return jax.tree.map(lambda array: array[:count], rows)
 
 
-def _of_embeddings(plan, anchors, references):
-    """`plan.function` as a function of the two embeddings alone."""
+def _differentiable(layout, anchors, references):
+    """`layout.function` of what has a gradient, and that of either side."""
 
-    def function(embeddings, others):
-        return plan.function(
-            anchors._replace(embeddings=embeddings),
-            references._replace(embeddings=others),
+    def function(own, theirs):
+        return layout.function(
+            anchors._replace(embeddings=own[0], sides=own[1]),
+            references._replace(embeddings=theirs[0], sides=theirs[1]),
         )
 
-    return function, anchors.embeddings, references.embeddings
+    theirs = references.embeddings, references.sides
+    return function, (anchors.embeddings, anchors.sides), theirs
+
+
+def _zeros(tree):
+    return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), tree)
+
+
+def _plus(first, second):
+    return jax.tree.map(jnp.add, first, second)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _total(plan, anchors, references):
+def _total(layout, anchors, references):
     def local(anchors, references):
         def step(sums, some):
-            return jax.tree.map(jnp.add, sums, plan.function(some, references)), None
+            return _plus(sums, layout.function(some, references)), None
 
-        sums, _ = in_blocks(plan.block_size, step, _no_sums(), anchors)
+        start = _zeros(jax.eval_shape(layout.function, anchors, references))
+        sums, _ = in_blocks(layout.block_size, step, start, anchors)
         return Outcome(sums)
 
-    return over_devices(plan.mesh, local, anchors, references).sums
+    return over_devices(layout.mesh, local, anchors, references).sums
 
 
-def _total_forward(plan, anchors, references):
+def _total_forward(layout, anchors, references):
     def local(anchors, references):
         def step(carry, some):
             sums, to_references = carry
-            function, *embeddings = _of_embeddings(plan, some, references)
-            if plan.symmetric:
-                function = partial(function, others=embeddings.pop())
-            value, back, weight = jax.vjp(function, *embeddings, has_aux=True)
-            to_some, *more = back(jnp.float32(1.0))
-            sums = sums[0] + value, sums[1] + weight
-            if plan.symmetric:
-                return (sums, None), 2.0 * to_some
-            return (sums, to_references + more[0]), to_some
+            function, own, theirs = _differentiable(layout, some, references)
+            if layout.symmetric:
+                value, back, weight = jax.vjp(
+                    partial(function, theirs=theirs), own, has_aux=True
+                )
+            else:
+                value, back, weight = jax.vjp(function, own, theirs, has_aux=True)
+            # One gradient for each value: each gets its own factor in the end.
+            slopes = [back(one) for one in _units(value)]
+            sums = _plus(sums, (value, weight))
+            if layout.symmetric:
+                return (sums, None), [2.0 * slope[0][0] for slope in slopes]
+            to_references = _plus(to_references, [slope[1] for slope in slopes])
+            return (sums, to_references), [slope[0] for slope in slopes]
 
-        zeros = None if plan.symmetric else jnp.zeros_like(references.embeddings)
+        sums = _zeros(jax.eval_shape(layout.function, anchors, references))
+        theirs = None
+        if not layout.symmetric:
+            one = _zeros((references.embeddings, references.sides))
+            theirs = [one for _ in jax.tree.leaves(sums[0])]
         (sums, to_references), to_anchors = in_blocks(
-            plan.block_size, step, (_no_sums(), zeros), anchors
+            layout.block_size, step, (sums, theirs), anchors
         )
+        if layout.symmetric:
+            to_anchors = [(slope, None) for slope in to_anchors]
         return Outcome(sums, to_anchors, to_references)
 
-    outcome = over_devices(plan.mesh, local, anchors, references)
+    outcome = over_devices(layout.mesh, local, anchors, references)
     return outcome.sums, (outcome.anchors, outcome.references)
 
 
-def _total_backward(plan, gradients, cotangents):
-    to_anchors, to_references = jax.tree.map(
-        lambda gradient: cotangents[0] * gradient, gradients
+def _units(value):
+    """The tree with a single 1, for each of its scalars."""
+    leaves, structure = jax.tree.flatten(value)
+    for one in range(len(leaves)):
+        yield structure.unflatten(
+            [jnp.ones_like(x) if k == one else jnp.zeros_like(x)
+             for k, x in enumerate(leaves)]
+        )  # fmt: skip
+
+
+def _total_backward(layout, gradients, cotangents):
+    factors = jax.tree.leaves(cotangents[0])
+
+    def weighed(slopes):
+        if slopes is None:
+            return None, None
+        return jax.tree.map(
+            lambda *parts: sum(f * p for f, p in zip(factors, parts, strict=True)),
+            *slopes,
+        )
+
+    (own, own_sides), (theirs, their_sides) = map(weighed, gradients)
+    return (
+        Anchors(own, None, None, own_sides),
+        References(theirs, None, None, their_sides),
     )
-    return Anchors(to_anchors, None, None), References(to_references, None, None)
 
 
 _total.defvjp(_total_forward, _total_backward)
 
 
-def _no_sums():
-    return jnp.float32(0.0), jnp.float32(0.0)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _per_anchor(plan, anchors, references):
+def _per_anchor(layout, anchors, references):
     def local(anchors, references):
         def step(_, some):
-            return None, plan.function(some, references)
+            return None, layout.function(some, references)
 
-        return Outcome(anchors=in_blocks(plan.block_size, step, None, anchors)[1])
+        return Outcome(anchors=in_blocks(layout.block_size, step, None, anchors)[1])
 
-    return over_devices(plan.mesh, local, anchors, references).anchors
-
-
-def _per_anchor_forward(plan, anchors, references):
-    return _per_anchor(plan, anchors, references), (anchors, references)
+    return over_devices(layout.mesh, local, anchors, references).anchors
 
 
-def _per_anchor_backward(plan, inputs, cotangents):
+def _per_anchor_forward(layout, anchors, references):
+    return _per_anchor(layout, anchors, references), (anchors, references)
+
+
+def _per_anchor_backward(layout, inputs, cotangents):
     anchors, references = inputs
 
     def local(rows, references):
         def step(to_references, some):
             anchors, cotangents = some
-            _, back = jax.vjp(*_of_embeddings(plan, anchors, references))
+            function, own, theirs = _differentiable(layout, anchors, references)
+            _, back = jax.vjp(function, own, theirs)
             to_some, more = back(cotangents)
-            return to_references + more, to_some
+            return _plus(to_references, more), to_some
 
-        start = jnp.zeros_like(references.embeddings)
-        to_references, to_anchors = in_blocks(plan.block_size, step, start, rows)
+        start = _zeros((references.embeddings, references.sides))
+        to_references, to_anchors = in_blocks(layout.block_size, step, start, rows)
         return Outcome(None, to_anchors, to_references)
 
-    outcome = over_devices(plan.mesh, local, (anchors, cotangents), references)
+    outcome = over_devices(layout.mesh, local, (anchors, cotangents), references)
+    own, theirs = outcome.anchors, outcome.references
     return (
-        Anchors(outcome.anchors, None, None),
-        References(outcome.references, None, None),
+        Anchors(own[0], None, None, own[1]),
+        References(theirs[0], None, None, theirs[1]),
     )
 
 

@@ -1,15 +1,48 @@
-"""The hardest pairs of every anchor: farthest positive, nearest negative."""
+"""Batch-hard triplets on a CPU: find the hardest pairs, then only measure those.
 
+Of a row, the loss depends on two entries. They are found in the Gram matrix without
+gradient, and their distances then computed from the differences of the vectors: exact,
+and the gradient needs no matrix product, where that of whole rows takes two.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from metricjax.losses._kernels.measures import (
+    distances,
+    paired_distances,
+    squared_distances,
+)
+from metricjax.losses._kernels.numerics import masked_mean
 from metricjax.losses._kernels.pairs import statistics
 from metricjax.losses._kernels.tiles import Statistic
+from metricjax.losses._kernels.tiling import Tiling
 
-# Beyond every number of a reference.
+# Larger than the number of any reference.
 _NOWHERE = jnp.iinfo(jnp.int32).max
+
+
+def batch_hard(
+    cost: Callable[[Array], Array],
+    squared: bool,
+    embeddings: Float[Array, "b d"],
+    labels: Int[Array, " b"],
+    *,
+    tiling: Tiling,
+) -> Float[Array, ""]:
+    """Mean of `cost(d+ - d-)` over the anchors that have a positive and a negative."""
+    measure = squared_distances if squared else distances
+    positive, negative, valid = hardest(
+        embeddings, labels, measure=measure, tiling=tiling
+    )
+    far, near = (
+        paired_distances(embeddings, embeddings[index], squared=squared)
+        for index in (positive, negative)
+    )
+    return masked_mean(cost(far - near), valid)
 
 
 def hardest(
@@ -19,8 +52,8 @@ def hardest(
 ) -> tuple[Int[Array, " b"], Int[Array, " b"], Bool[Array, " b"]]:
     """Farthest positive and nearest negative of every anchor, as indices.
 
-    Arguments as in `pairs.statistics`; no gradient. Of several equally far ones the
-    first is taken, and a row with NaN leads to a reference with NaN.
+    Arguments as in `pairs.statistics`; no gradient. Of equally far ones the first is
+    taken, and a row with NaN leads to a reference with NaN.
 
     Returns:
       Index of the positive [b], of the negative [b], and whether the anchor has both.

@@ -1,28 +1,26 @@
-"""Sums and statistics over pairs: a pair loss as elementwise functions of tiles.
+"""A loss within one batch by tiles: statistics of each image, then a sum over pairs.
 
-What an anchor asks of its references (`statistics`) and what a pair adds to a sum
-(`sum_over_pairs`) are written for a `Tile` of any shape. They run on all rows at once,
-in blocks of rows, over the devices of a mesh, against references, and within one batch
-in square tiles, where each product serves both of its images (`tiles.py`).
-
-A loss that is no plain sum of pairs is made of the two: statistics give its value and
-the weights of the pairs, and the sum of the weighted pairs gives its gradient
-(`with_gradient_of`).
+A loss that is a plain sum of pairs is one `total`. Any other needs something of each
+anchor first, such as its hardest negative or a log-sum-exp over all of its negatives:
+`statistics`, one pass over the tiles for each stage. The value of the loss follows from
+the statistics of the last stage. Its gradient is a sum over pairs, of a weight times
+the gradient of the pair's measure: a surrogate `sum_ij w_ij m_ij`, whose weights follow
+from the statistics and carry no gradient, has the same gradient. `total` computes it,
+and `with_gradient_of` joins it to the value. No array over all pairs is ever stored.
 """
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from metricjax.losses._kernels import blocks, tiles
-from metricjax.losses._kernels.anchors import Measure, Tiling, distances, labelled_pairs
-from metricjax.losses._kernels.blocks import Anchors, References
-from metricjax.losses._kernels.tiles import Statistic, Tile, Tiles, expand
+from metricjax.losses._kernels import tiles
+from metricjax.losses._kernels.inputs import labelled_pairs
+from metricjax.losses._kernels.measures import Measure, distances
+from metricjax.losses._kernels.tiles import Statistic, Tile, Tiles
+from metricjax.losses._kernels.tiling import Tiling
 
 
 def statistics(
@@ -31,188 +29,88 @@ def statistics(
     labels: Int[Array, " b"],
     *,
     sides: Any = None,
-    references: Float[Array, "n d"] | None = None,
-    reference_labels: Int[Array, " n"] | None = None,
-    reference_mask: Bool[Array, " n"] | None = None,
-    reference_sides: Any = None,
     measure: Measure = distances,
     tiling: Tiling = Tiling(),
 ) -> Any:
-    """`statistic` of every anchor over its references: tree of [b]. No gradient.
+    """`statistic` of every anchor over the rest of its batch: tree of [b]. No gradient.
 
     Args:
-      statistic: what is asked, elementwise and reduced, see `tiles.Statistic`.
-      sides: arrays [b] of the anchors that it is told of.
-      reference_sides: arrays [n] of the references; `sides` where those are the batch.
-
-    The other arguments are those of `anchors.mean_over_anchors`. In blocks, within one
-    batch and on one device, half of the products are made, in tiles of `block_size`
-    squared.
+      statistic: reduced over tiles, see `tiles.Statistic`.
+      embeddings: [b, d], float32.
+      labels: [b].
+      sides: arrays [b, ...] that the statistic finds in `tile.sides` for its anchors,
+        and in `tile.other_sides` for the others.
+      measure: `squared_distances`, `distances` or `dot_products`.
+      tiling: tiles are `block_size` squared; without, the batch is one tile.
     """
-    pairs = _Pairs.of(
-        embeddings, labels, references, reference_labels, reference_mask, sides,
-        reference_sides, measure,
-    ).stopped()  # fmt: skip
-    if in_tiles(embeddings, references, reference_mask, tiling):
-        cut = Tiles(measure, tiling.dtype, tiling.block_size)
-        return tiles.statistics(cut, statistic, pairs.anchors)
-
-    def of_rows(anchors, others):
-        tile = _rows(measure, pairs.own, tiling.dtype, anchors, others)
-        return statistic.of_tile(tile, 1)
-
-    plan = blocks.Plan(of_rows, tiling.block_size, tiling.mesh)
-    return blocks.per_anchor(plan, pairs.anchors, pairs.references)
+    anchors, _, _ = labelled_pairs(embeddings, labels, measure=measure)
+    anchors = jax.lax.stop_gradient(anchors._replace(sides=sides))
+    size = tiling.block_size if tiling.in_blocks(len(labels)) else None
+    return tiles.statistics(Tiles(measure, tiling.dtype, size), statistic, anchors)
 
 
-def sum_over_pairs(
+def total(
     pair: Callable[[Tile], Float[Array, "k n"]],
     embeddings: Float[Array, "b d"],
     labels: Int[Array, " b"],
     *,
     sides: Any = None,
-    references: Float[Array, "n d"] | None = None,
-    reference_labels: Int[Array, " n"] | None = None,
-    reference_mask: Bool[Array, " n"] | None = None,
-    reference_sides: Any = None,
     measure: Measure = distances,
     tiling: Tiling = Tiling(),
     symmetric: bool = False,
 ) -> Float[Array, ""]:
-    """Sum of `pair` over all ordered pairs; differentiable once, by the embeddings.
+    """Sum of `pair` over all ordered pairs of the batch.
+
+    Differentiable once, by the embeddings; sides carry no gradient.
 
     Args:
-      pair: `(Tile) -> values`, elementwise, 0 where neither mask is set. Sides carry no
-        gradient.
-      symmetric: the value of (i, j) is that of (j, i) where the references are the
-        batch; the gradient then takes a matrix product less.
+      pair: `(Tile) -> values`, elementwise, 0 where neither mask is set.
+      symmetric: the value of (i, j) is that of (j, i), so that one of them is enough.
 
     The other arguments are those of `statistics`.
     """
-    stop = jax.lax.stop_gradient
-    pairs = _Pairs.of(
-        embeddings, labels, references, reference_labels, reference_mask, stop(sides),
-        stop(reference_sides), measure,
+
+    def without_sums(tile, axis):
+        return pair(tile), ()
+
+    value, _ = total_and_sums(
+        without_sums, (), embeddings, labels, sides=sides, measure=measure,
+        tiling=tiling, symmetric=symmetric,
     )  # fmt: skip
-    if in_tiles(embeddings, references, reference_mask, tiling):
-        cut = Tiles(measure, tiling.dtype, tiling.block_size, symmetric)
-        return tiles.total(cut, pair, pairs.anchors)
-
-    def of_rows(anchors, others):
-        tile = _rows(measure, pairs.own, tiling.dtype, anchors, others)
-        return jnp.sum(pair(tile)), jnp.float32(0.0)
-
-    symmetric = symmetric and pairs.own and reference_mask is None
-    plan = blocks.Plan(of_rows, tiling.block_size, tiling.mesh, symmetric)
-    return blocks.total(plan, pairs.anchors, pairs.references)[0]
+    return value
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A statistic that later ones, and the pairs, are told of.
-
-    Attributes:
-      statistic: it finds what earlier stages made in `tile.sides`, one entry for each.
-      finish: from its result, a tree of [b], to what is told of it, another one.
-    """
-
-    statistic: Statistic
-    finish: Callable[[Any], Any] = lambda found: found
-
-
-def sum_over_anchors(
-    stages: tuple[Stage, ...],
-    value: Callable[[tuple], Float[Array, " b"]],
-    pair: Callable[[Tile], Float[Array, "k n"]],
+def total_and_sums(
+    pair: Callable[[Tile, int], tuple[Float[Array, "k n"], Any]],
+    shapes: Any,
     embeddings: Float[Array, "b d"],
     labels: Int[Array, " b"],
     *,
-    references: Float[Array, "n d"] | None = None,
-    reference_labels: Int[Array, " n"] | None = None,
-    reference_mask: Bool[Array, " n"] | None = None,
+    sides: Any = None,
     measure: Measure = distances,
     tiling: Tiling = Tiling(),
-) -> Float[Array, ""]:
-    """Sum of what each anchor's statistics make of it.
-
-    Where whole rows are made, all stages and the gradient take one matrix of products;
-    in tiles each stage makes its own, of half the size.
+    symmetric: bool = False,
+) -> tuple[Float[Array, ""], Any]:
+    """`total`, and sums over the pairs of each anchor, from the same pass over tiles.
 
     Args:
-      stages: one after the other.
-      value: from what all stages made to the value of each anchor.
-      pair: as in `sum_over_pairs`, told of all stages: its sum has the gradient of the
-        sum of the values.
+      pair: `(Tile, axis) -> (values [k, n], tree of [k, ...])`; the tree is reduced
+        over `axis`, that of the references. It has no gradient.
+      shapes: of the tree for one anchor, a tuple of tuples.
 
-    The other arguments are those of `statistics`.
+    The other arguments are those of `total`.
     """
-    options = {
-        "references": references,
-        "reference_labels": reference_labels,
-        "reference_mask": reference_mask,
-        "measure": measure,
-        "tiling": tiling,
-    }
-    if in_tiles(embeddings, references, reference_mask, tiling):
-        sides = ()
-        for stage in stages:
-            found = statistics(
-                stage.statistic, embeddings, labels, sides=sides, **options
-            )
-            sides = (*sides, stage.finish(found))
-        surrogate = sum_over_pairs(pair, embeddings, labels, sides=sides, **options)
-        return with_gradient_of(jnp.sum(value(sides)), surrogate)
-
-    pairs = _Pairs.of(
-        embeddings, labels, references, reference_labels, reference_mask, None, None,
-        measure,
-    )  # fmt: skip
-
-    def of_rows(anchors, others):
-        tile = _rows(measure, pairs.own, tiling.dtype, anchors, others)
-        fixed = tile._replace(measures=jax.lax.stop_gradient(tile.measures))
-        sides = ()
-        for stage in stages:
-            found = stage.statistic.of_tile(fixed._replace(sides=expand(sides, 1)), 1)
-            sides = (*sides, stage.finish(found))
-        values = jnp.where(anchors.numbers > 0, value(sides), 0.0)
-        surrogate = jnp.sum(pair(tile._replace(sides=expand(sides, 1))))
-        return with_gradient_of(jnp.sum(values), surrogate), jnp.float32(0.0)
-
-    plan = blocks.Plan(of_rows, tiling.block_size, tiling.mesh)
-    return blocks.total(plan, pairs.anchors, pairs.references)[0]
-
-
-def in_tiles(
-    embeddings: Array,
-    references: Array | None,
-    reference_mask: Array | None,
-    tiling: Tiling,
-) -> bool:
-    """Whether `statistics` and `sum_over_pairs` work in square tiles."""
-    blocks = tiling.block_size is not None and tiling.block_size < len(embeddings)
-    # A mask is of the references alone, so that it makes pairs one-sided.
-    own = references is None and reference_mask is None
-    return blocks and own and tiling.mesh is None
-
-
-def count_pairs(
-    embeddings: Float[Array, "b d"],
-    references: Float[Array, "n d"] | None = None,
-    reference_mask: Bool[Array, " n"] | None = None,
-) -> Float[Array, ""]:
-    """How many ordered pairs there are, an image with itself left out; float32."""
-    own, count = references is None, len(embeddings)
-    others = count if own else len(references)
-    if reference_mask is not None:
-        others = jnp.sum(reference_mask, dtype=jnp.float32)
-    return jnp.float32(count) * others - (others if own else 0.0)
+    anchors, _, _ = labelled_pairs(embeddings, labels, measure=measure)
+    anchors = anchors._replace(sides=jax.lax.stop_gradient(sides))
+    cut = Tiles(measure, tiling.dtype, tiling.block_size, symmetric)
+    return tiles.total(cut, pair, shapes, anchors)
 
 
 def log_sum_exp(terms: Callable[[Tile], tuple[Array, Array]]) -> Statistic:
-    """Of some of each anchor's pairs, as (largest, sum relative to it).
+    """`log sum exp` over some pairs of each anchor, as (largest, sum relative to it).
 
-    `terms(Tile) -> (values, mask)`, elementwise; `finish` makes the logarithm of it.
+    `terms(Tile) -> (values, mask)`, elementwise. `log_of` takes the logarithm when all
+    tiles have been merged.
     """
 
     def of_tile(tile, axis):
@@ -224,6 +122,7 @@ def log_sum_exp(terms: Callable[[Tile], tuple[Array, Array]]) -> Statistic:
         return jnp.squeeze(largest, axis), total
 
     def merge(first, second):
+        # Both sums are brought to the larger of the two maxima.
         (one, total), (other, more) = first, second
         largest = jnp.maximum(one, other)
         finite = jnp.where(largest == -jnp.inf, 0.0, largest)
@@ -232,8 +131,8 @@ def log_sum_exp(terms: Callable[[Tile], tuple[Array, Array]]) -> Statistic:
     return Statistic(of_tile, (-jnp.inf, 0.0), merge)
 
 
-def finish(parts: tuple[Array, Array]) -> Array:
-    """`log sum exp` of what `log_sum_exp` gives; -inf where there was no term."""
+def log_of(parts: tuple[Array, Array]) -> Array:
+    """The logarithm of a result of `log_sum_exp`; -inf where there was no term."""
     largest, total = parts
     none = largest == -jnp.inf
     return jnp.where(none, -jnp.inf, largest + jnp.log(jnp.where(none, 1.0, total)))
@@ -259,49 +158,3 @@ def with_gradient_of(
 @with_gradient_of.defjvp
 def _tangent_of_surrogate(primals, tangents):
     return primals[0], tangents[1]
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """What a loss over pairs was given, checked."""
-
-    anchors: Anchors
-    references: References
-    own: bool
-
-    @classmethod
-    def of(
-        cls, embeddings, labels, references, reference_labels, mask, sides, others,
-        measure,
-    ):  # fmt: skip
-        anchors, columns, own = labelled_pairs(
-            embeddings, labels, references, reference_labels, mask, sides,
-            measure=measure,
-        )  # fmt: skip
-        columns = columns._replace(sides=sides if own else others)
-        return cls(anchors, columns, own)
-
-    def stopped(self) -> "_Pairs":
-        stop = jax.lax.stop_gradient
-        return dataclasses.replace(
-            self, anchors=stop(self.anchors), references=stop(self.references)
-        )
-
-
-def _rows(measure, own, dtype, anchors, references) -> Tile:
-    """Some anchors against all references; masks are empty for padding."""
-    measures = measure(anchors.embeddings, references.embeddings, dtype)
-    same = anchors.labels[:, None] == references.labels[None, :]
-    counts = (anchors.numbers > 0)[:, None] & references.mask[None, :]
-    numbers = jnp.arange(1, len(references.labels) + 1)[None, :]
-    positives, negatives = same & counts, ~same & counts
-    if own:
-        positives &= anchors.numbers[:, None] != numbers
-    return Tile(
-        measures,
-        positives,
-        negatives,
-        expand(anchors.sides, 1),
-        expand(references.sides, 0),
-        numbers,
-    )

@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from metricjax.losses._kernels import anchors as pairwise
+from metricjax.losses._kernels.measures import dot_products
 
 # Below this share of its ends' squares a point is at the origin, up to rounding.
 _ORIGIN = 1e-6
@@ -124,7 +124,7 @@ def gram(
     anchors, references = (
         jnp.concatenate(jnp.split(pairs, 2, axis=1)) for pairs in (anchors, references)
     )
-    products = pairwise.dot_products(anchors, references, dtype)
+    products = dot_products(anchors, references, dtype)
     halves = np.s_[:others], np.s_[others:]
     return tuple(
         tuple(products[rows, columns] for columns in halves)

@@ -1,12 +1,13 @@
-"""Pairs within one batch in square tiles: each product serves both of its images.
+"""All pairs of one batch in square tiles: each product serves both of its images.
 
-Where the references are the anchors, the measure of (i, j) is that of (j, i). Sorted by
-label, the batch is cut into tiles of which only those on and above the diagonal are
-made: half of the products of whole rows, memory O(tile^2), and everything between two
-products stays in the processor's cache. Sorting also gathers the positive pairs in few
-tiles, whatever the order of the labels was; all others are made without masks.
+The measure of (i, j) is that of (j, i). The batch is sorted by label and cut into
+tiles, of which only those on and above the diagonal are visited: half of the products
+of whole rows, O(tile^2) memory, and everything between two matrix products stays in the
+processor's cache. A tile is used twice, with its rows as anchors and with its columns.
+Sorting also gathers all positive pairs in few tiles, whatever the order of the labels;
+the others contain negatives only and need no masks.
 
-What is computed of a tile is handed in, as in `blocks.py`.
+What is computed from a tile is handed in, as in `blocks.py`.
 """
 
 from collections.abc import Callable
@@ -46,12 +47,12 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistic:
-    """Something of each anchor that its references can be asked for part by part.
+    """A reduction over the references of each anchor, computed tile by tile.
 
     Attributes:
-      of_tile: `(Tile, axis) -> tree of [k]`, reduced over the references' axis.
-      start: tree of numbers or arrays, of no references.
-      merge: `(tree of [k], tree of [k]) -> tree of [k]`, of both parts' references.
+      of_tile: `(Tile, axis) -> tree of [k]`, reduced over `axis`, the references'.
+      start: tree of numbers or arrays, the result over no references.
+      merge: `(tree of [k], tree of [k]) -> tree of [k]`, joins two results.
     """
 
     of_tile: Callable[[Tile, int], Any]
@@ -66,18 +67,22 @@ class Tiles:
     Attributes:
       measure: `(x [k, d], y [n, d], dtype) -> [k, n]`, the same both ways.
       dtype: of its products.
-      size: images along a tile.
+      size: images along a tile; None for one tile of all, in `statistics` alone.
       symmetric: for `total`: a pair's value is the same both ways.
     """
 
     measure: Callable[[Array, Array, DTypeLike], Array]
     dtype: DTypeLike
-    size: int
+    size: int | None
     symmetric: bool = False
 
 
 def statistics(tiles: Tiles, statistic: Statistic, anchors: Anchors) -> Any:
     """`statistic` of every anchor against all others: tree of [b]. No gradient."""
+    if tiles.size is None:
+        measures = tiles.measure(anchors.embeddings, anchors.embeddings, tiles.dtype)
+        _, across = _views(measures, _masks(anchors, anchors), anchors, anchors)
+        return statistic.of_tile(across, 1)
     batch, order = _sorted(tiles, anchors)
 
     def step(carry, top, left, kind):
@@ -112,28 +117,43 @@ def statistics(tiles: Tiles, statistic: Statistic, anchors: Anchors) -> Any:
 
 
 def total(
-    tiles: Tiles, pair: Callable[[Tile], Array], anchors: Anchors
-) -> Float[Array, ""]:
-    """Sum of `pair`, elementwise, over all ordered pairs.
+    tiles: Tiles,
+    pair: Callable[[Tile, int], tuple[Array, Any]],
+    shapes: Any,
+    anchors: Anchors,
+) -> tuple[Float[Array, ""], Any]:
+    """Sum of `pair`'s values over all ordered pairs, and its sums for each anchor.
 
-    Differentiable with respect to the embeddings, once; sides carry no gradient.
+    Args:
+      tiles: how the batch is cut.
+      pair: `(Tile, axis) -> (values [k, n], tree of [k, ...])`, see `pairs.total`.
+      shapes: of the tree for one anchor, a tuple of tuples.
+      anchors: the batch.
+
+    The value is differentiable with respect to the embeddings, once: the gradient of a
+    tile is computed with its value, and scaled in the backward pass. Sides and sums
+    carry no gradient.
     """
-    return _total(tiles, pair, anchors)
+    return _total(tiles, pair, shapes, anchors)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _total(tiles, pair, anchors):
-    batch, _ = _sorted(tiles, anchors)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _total(tiles, pair, shapes, anchors):
+    batch, order = _sorted(tiles, anchors)
 
     def step(carry, top, left, kind):
         rows, columns = (_part(tiles, batch, index) for index in (top, left))
         branches = [partial(_of_tile, tiles, pair, masks) for masks in _KINDS_OF_MASKS]
-        return carry + _share(kind) * lax.cond(kind == 0, *branches, rows, columns)
+        value, sums = lax.cond(kind == 0, *branches, rows, columns)
+        share = _share(kind)
+        sums = _add_to_both(tiles, carry[1], sums, share, top, left)
+        return carry[0] + share * value, sums
 
-    return _each(tiles, batch, step, jnp.float32(0.0))
+    value, sums = _each(tiles, batch, step, _no_sums(batch, shapes))
+    return value, _unsorted(sums, order)
 
 
-def _total_forward(tiles, pair, anchors):
+def _total_forward(tiles, pair, shapes, anchors):
     batch, order = _sorted(tiles, anchors)
 
     def gradient(masks, rows, columns):
@@ -144,43 +164,58 @@ def _total_forward(tiles, pair, anchors):
                 columns._replace(embeddings=of_columns),
             )  # fmt: skip
 
-        both = jax.value_and_grad(value, (0, 1))
+        both = jax.value_and_grad(value, (0, 1), has_aux=True)
         return both(rows.embeddings, columns.embeddings)
 
     def step(carry, top, left, kind):
-        value, slopes = carry
+        total, sums, slopes = carry
         rows, columns = (_part(tiles, batch, index) for index in (top, left))
         branches = [partial(gradient, masks) for masks in _KINDS_OF_MASKS]
-        more, (of_rows, of_columns) = lax.cond(kind == 0, *branches, rows, columns)
+        (value, more), parts = lax.cond(kind == 0, *branches, rows, columns)
         share = _share(kind)
-        for index, part in ((top, of_rows), (left, of_columns)):
-            here = _part(tiles, slopes, index) + share * part
-            slopes = _put(tiles, slopes, here, index)
-        return value + share * more, slopes
+        sums = _add_to_both(tiles, sums, more, share, top, left)
+        slopes = _add_to_both(tiles, slopes, parts, share, top, left)
+        return total + share * value, sums, slopes
 
-    start = jnp.float32(0.0), jnp.zeros_like(batch.embeddings)
-    value, slopes = _each(tiles, batch, step, start)
-    return value, _unsorted(slopes, order)
+    start = *_no_sums(batch, shapes), jnp.zeros_like(batch.embeddings)
+    value, sums, slopes = _each(tiles, batch, step, start)
+    return (value, _unsorted(sums, order)), _unsorted(slopes, order)
 
 
-def _total_backward(tiles, pair, slopes, cotangent):
-    return (Anchors(cotangent * slopes, None, None, None),)
+def _total_backward(tiles, pair, shapes, slopes, cotangents):
+    return (Anchors(cotangents[0] * slopes, None, None, None),)
 
 
 _total.defvjp(_total_forward, _total_backward)
 
 
+def _no_sums(batch, shapes):
+    count = len(batch.labels)
+    return jnp.float32(0.0), tuple(jnp.zeros((count, *shape)) for shape in shapes)
+
+
 def _of_tile(tiles, pair, masks, rows, columns):
-    """Sum over a tile's pairs in both directions."""
+    """Sum over a tile's pairs in both directions; sums of its rows and its columns."""
     measures = tiles.measure(rows.embeddings, columns.embeddings, tiles.dtype)
     down, across = _views(measures, masks(rows, columns), rows, columns)
-    if tiles.symmetric:
-        return 2.0 * jnp.sum(pair(across))
-    return jnp.sum(pair(across)) + jnp.sum(pair(down))
+    values, of_rows = pair(across, 1)
+    if tiles.symmetric:  # only for pairs without sums
+        return 2.0 * jnp.sum(values), (of_rows, of_rows)
+    others, of_columns = pair(down, 0)
+    return jnp.sum(values) + jnp.sum(others), (of_rows, of_columns)
+
+
+def _add_to_both(tiles, tree, parts, share, top, left):
+    """Add the parts of a tile's rows and columns where they belong, one by one."""
+    for index, part in zip((top, left), parts, strict=True):
+        here = _part(tiles, tree, index)
+        here = jax.tree.map(lambda old, new: old + share * new, here, part)
+        tree = _put(tiles, tree, here, index)
+    return tree
 
 
 def _share(kind):
-    """On the diagonal both directions are the same pairs, and count half each."""
+    """A tile on the diagonal has every ordered pair in both views: half of each."""
     return jnp.where(kind == 2, 0.5, 1.0)
 
 
@@ -248,6 +283,8 @@ def _each(tiles, batch, step, carry):
 
     Kind 0 has negatives alone, 1 may have positives or padding, 2 is on the diagonal.
     """
+    # Labels are sorted: a tile has positives only if the last label of its rows reaches
+    # the first of its columns.
     count = len(batch.labels) // tiles.size
     tops, lefts = np.triu_indices(count)
     first = batch.labels[:: tiles.size]

@@ -10,7 +10,7 @@ import reference
 
 from metricjax.errors import InputError
 from metricjax.losses import Tiling
-from metricjax.losses._kernels import anchors
+from metricjax.losses._kernels import anchors, measures
 from metricjax.losses._kernels.mining import hardest
 from metricjax.losses._kernels.numerics import masked_mean
 from metricjax.runtime import mesh
@@ -42,7 +42,7 @@ def slow_anchor(positives, negatives):
 
 
 def loss(embeddings, labels=LABELS, **options):
-    return anchors.mean_over_anchors(anchor, embeddings, labels, **options)
+    return anchors.mean(anchor, embeddings, labels, **options)
 
 
 @partial(jax.jit, static_argnames=("measure", "tiling"))
@@ -69,16 +69,16 @@ def test_measures_equal_reference(dtype):
     expected = reference.distances(x, references)
     tolerance = 1e-5 if dtype == jnp.float32 else 5e-3
     args = f32(x), f32(references), dtype
-    close(anchors.distances(*args), expected, tolerance)
-    close(anchors.squared_distances(*args), expected**2, tolerance)
-    close(anchors.dot_products(*args), x @ references.T, tolerance)
-    for measure in (anchors.distances, anchors.dot_products):
+    close(measures.distances(*args), expected, tolerance)
+    close(measures.squared_distances(*args), expected**2, tolerance)
+    close(measures.dot_products(*args), x @ references.T, tolerance)
+    for measure in (measures.distances, measures.dot_products):
         assert measure(*args).dtype == jnp.float32
 
 
 def test_distances_far_from_unit_length():
     x, references = 100.0 * rows(5, 8, seed=1), 0.01 * rows(7, 8, seed=2)
-    got = anchors.distances(f32(x), f32(references), jnp.float32)
+    got = measures.distances(f32(x), f32(references), jnp.float32)
     close(got, reference.distances(x, references))
 
 
@@ -86,7 +86,7 @@ def test_distance_of_coinciding_rows_is_zero_with_finite_gradient():
     same = f32([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0]])
 
     def total(x):
-        return anchors.distances(x, x, jnp.float32)[0, 1]
+        return measures.distances(x, x, jnp.float32)[0, 1]
 
     value, slopes = jax.jit(jax.value_and_grad(total))(same)
     assert value == 0
@@ -97,7 +97,7 @@ def test_distance_of_coinciding_rows_is_zero_with_finite_gradient():
 def test_references_that_are_not_finite_keep_to_themselves(counts):
     """The mean about which distances are made is of no use with one of them."""
     x, references = f32(rows()), f32(rows(7, seed=3)).at[2].set(jnp.nan)
-    got = anchors.anchor_values(
+    got = anchors.values(
         lambda row, positives, negatives: row, x, LABELS, references=references,
         reference_labels=LABELS[:7], reference_mask=(np.arange(7) != 2) | counts,
     )  # fmt: skip
@@ -170,7 +170,7 @@ def test_gradient_scales_with_what_is_done_to_the_loss(block_size):
     close(jax.jit(jax.grad(scaled))(embeddings), expected)
 
 
-@pytest.mark.parametrize("measure", [anchors.squared_distances, anchors.dot_products])
+@pytest.mark.parametrize("measure", [measures.squared_distances, measures.dot_products])
 @pytest.mark.parametrize("block_size", [1, 5])
 def test_blocks_equal_dense_with_other_measures(measure, block_size):
     embeddings = f32(rows())
@@ -183,7 +183,9 @@ def test_blocks_equal_dense_with_other_measures(measure, block_size):
 
 
 @pytest.mark.parametrize("block_size", [None, 5])
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "count", [4, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))]
+)
 def test_devices_equal_one(count, block_size):
     """A batch split over devices gives what one device gives, gradient scale too."""
     labels = np.repeat([3, 1, 8, 5], 4).astype(np.int32)
@@ -343,8 +345,8 @@ def test_sides_go_with_their_anchors(block_size):
         return total
 
     def ours(embeddings):
-        return anchors.sum_over_anchors(
-            weighed, embeddings, LABELS, anchor_sides=f32(sides),
+        return anchors.total(
+            weighed, embeddings, LABELS, sides=f32(sides),
             tiling=Tiling(block_size),
         )  # fmt: skip
 
@@ -366,9 +368,7 @@ def test_values_of_anchors_and_their_gradient(block_size):
         return (squares * (LABELS[:, None] != LABELS[None, :])).sum(axis=1) @ scales
 
     def ours(embeddings):
-        values = anchors.anchor_values(
-            farness, embeddings, LABELS, tiling=Tiling(block_size)
-        )
+        values = anchors.values(farness, embeddings, LABELS, tiling=Tiling(block_size))
         return values @ f32(scales)
 
     value, slopes = jax.jit(jax.value_and_grad(ours))(f32(rows()))

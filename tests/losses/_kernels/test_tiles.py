@@ -1,4 +1,6 @@
-"""Square tiles of one batch: any labels, any tile, the same value and gradient."""
+"""Kernels for CPUs against rows: any labels, any tile, the same value and gradient."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import pytest
 
 from metricjax import losses
 from metricjax.losses import Tiling
+from metricjax.losses._kernels.platform import forced
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -44,22 +47,49 @@ def _batch(sizes, seed=0, width=8):
     + [(name, 16, 11) for name in ("all", "semihard")]
     + [(name, 16, 25) for name in ("all", "semihard")],
 )
-def test_tiles_equal_all_rows_at_once(name, block_size, largest):
+def test_rows_and_kernels_are_equal(name, block_size, largest):
+    """Whole rows, rows in blocks, as on TPUs and GPUs, and the kernels of a CPU."""
     loss, options = LOSSES[name]
     embeddings, labels = _batch([largest, 1, 2, 4, 3, 1, 4, 4])
 
     def value(embeddings, tiling):
         return loss(embeddings, labels, tiling=tiling, **options)
 
-    expected = jax.value_and_grad(value)(embeddings, Tiling())
-    got = jax.jit(jax.value_and_grad(value), static_argnums=1)(
-        embeddings, Tiling(block_size)
-    )
+    def evaluated(form, tiling):
+        with forced(form):
+            return jax.jit(partial(jax.value_and_grad(value), tiling=tiling))(
+                embeddings
+            )
+
+    expected = evaluated("rows", Tiling())
     assert expected[0] > 0.01
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
+    for form, tiling in (
+        ("rows", Tiling(block_size)),
+        ("kernel", Tiling(block_size)),
+        *([(None, Tiling())] if name == "hard" else []),  # the only kernel for both
+    ):
+        got = evaluated(form, tiling)
+        np.testing.assert_allclose(got[0], expected[0], rtol=1e-5)
+        np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
+    # Not under jit.
     alone = value(embeddings, Tiling(block_size))
     np.testing.assert_allclose(alone, expected[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_program_for_another_platform_has_the_rows(name):
+    """Decided by where the program is lowered to, not by where it is traced."""
+    loss, options = LOSSES[name]
+
+    def value(embeddings):
+        labels = np.arange(48) // 4
+        return loss(embeddings, labels, tiling=Tiling(16), **options)
+
+    shape = jax.ShapeDtypeStruct((48, 8), jnp.float32)
+    traced = jax.jit(jax.value_and_grad(value)).trace(shape)
+    for platform in ("cpu", "tpu", "cuda"):
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("16x16xf32" in program) == (platform == "cpu")
 
 
 @pytest.mark.parametrize("name", ["all", "contrastive_nonzero", "multi_similarity"])
