@@ -28,10 +28,10 @@ def per_query_metrics(embedded: Embedded, split: Split) -> tuple[dict, list[str]
     right = found[split.labels] - own
     if split.num_classes > 1 and (right > 0)[split.is_query & embedded.valid].any():
         config = EvaluationConfig(recall_at=(1,))
-        judged = evaluate_split.evaluate(
+        evaluated = evaluate_split.evaluate(
             embedded, split, config, bootstrap=0, per_query=True
         )
-        return judged["per_query"], []
+        return evaluated["per_query"], []
     nothing = {name: np.zeros(0) for name in build.METRICS}
     note = (
         "All images are of one class"

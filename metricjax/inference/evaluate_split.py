@@ -1,4 +1,4 @@
-"""A split's embeddings evaluated: who asks, who may be found, what raw pixels reach."""
+"""Evaluate a split's embeddings: retrieval by role, clustering, raw-pixel baseline."""
 
 import numpy as np
 from jax.sharding import Mesh
@@ -8,7 +8,7 @@ from metricjax.data import pipeline, transforms
 from metricjax.data.datasets import Split
 from metricjax.evaluation import clustering, neighbors, retrieval
 from metricjax.inference.embedder import Embedded
-from metricjax.reports.page import Gallery
+from metricjax.reports.page import QueryNeighbors
 
 # Side of the images whose pixels are compared, at most.
 _PIXEL_SIDE = 32
@@ -28,10 +28,10 @@ def evaluate(
 
     Args:
       bootstrap: resamples of the intervals, 0 for none.
-      devices: that share the queries; then to be called on all hosts. None: each host
-        does all of it.
-      by_class: with averages over classes.
-      per_query: with `per_query`, whose `query` counts in the split.
+      devices: mesh whose devices share the queries; then call it on all hosts. None:
+        each host evaluates everything.
+      by_class: also return averages over classes.
+      per_query: also return `per_query`, whose `query` are indices in the split.
     """
     queries, gallery, own_index = _roles(embedded, split)
     sides = {} if own_index is None else {
@@ -39,7 +39,7 @@ def evaluate(
         "gallery_labels": split.labels[gallery],
         "own_index": own_index,
     }  # fmt: skip
-    found = retrieval(
+    results = retrieval(
         embedded.embeddings[queries],
         split.labels[queries],
         recall_at=config.recall_at,
@@ -49,10 +49,10 @@ def evaluate(
         per_query=per_query,
         **sides,
     )
-    found.pop("per_class", None)  # It follows from what is known of each query.
+    results.pop("per_class", None)  # Can be computed from the per-query values.
     if per_query:
-        found["per_query"]["query"] = queries[found["per_query"]["query"]]
-    return found
+        results["per_query"]["query"] = queries[results["per_query"]["query"]]
+    return results
 
 
 def cluster(
@@ -70,32 +70,32 @@ def cluster(
     """
     if not config.clustering_restarts:
         return {}
-    found = clustering(
+    results = clustering(
         embedded.embeddings[embedded.valid],
         split.labels[embedded.valid],
         seed=seed,
         restarts=config.clustering_restarts,
         mesh=_several(devices),
     )
-    scores = {name: found.pop(name) for name in ("nmi", "ami", "f1")}
-    return {**scores, "clustering": found}
+    scores = {name: results.pop(name) for name in ("nmi", "ami", "f1")}
+    return {**scores, "clustering": results}
 
 
 def _several(devices: Mesh | None) -> Mesh | None:
-    """None where there is nothing to share."""
+    """The mesh, or None if it has one device."""
     return devices if devices is not None and devices.size > 1 else None
 
 
 def evaluate_learners(
     embedded: Embedded, split: Split, config: EvaluationConfig, learners: int
 ) -> dict[str, list[float] | float]:
-    """How the learners of an ensemble do alone, and how alike they are.
+    """Recall of each learner of an ensemble alone, and how similar the learners are.
 
-    The embedding is theirs side by side, each of one length.
+    The embedding is the concatenation of theirs, all of the same norm.
 
     Returns:
       `recall@1` of each learner, and `self_cosine`, the mean cosine between two
-      learners' embeddings of one image: near 1 where they have learnt the same.
+      learners' embeddings of one image: near 1 if they have learnt the same.
     """
     rows = embedded.embeddings
     each = rows.reshape(len(rows), learners, -1) * np.sqrt(learners)
@@ -107,7 +107,7 @@ def evaluate_learners(
     pairs = learners * (learners - 1)
     alike = (np.square(sums).sum(axis=1) - learners) / max(pairs, 1)
     return {
-        "recall@1": [found["recall@1"] for found in alone],
+        "recall@1": [one["recall@1"] for one in alone],
         "self_cosine": float(np.mean(alike)),
     }
 
@@ -115,11 +115,11 @@ def evaluate_learners(
 def pixel_floor(
     split: Split, transform: transforms.Transform, skipped: pipeline.SkipLog
 ) -> float:
-    """Recall@1 of cosine similarity between raw pixels: what training must beat.
+    """Recall@1 of cosine similarity between raw pixels: the baseline of training.
 
-    Images are those the network sees in tests, shrunk to 32 x 32 where larger, less
-    their ground (the median of the border), so that dark on light and light on dark
-    count alike.
+    Images are preprocessed as for testing, shrunk to 32 x 32 if larger, minus their
+    background (the median of the border), so that dark on light
+    and light on dark count alike.
     """
     rows, valid = [], []
     side = min(transform.config.image_size, _PIXEL_SIDE)
@@ -132,7 +132,7 @@ def pixel_floor(
             rows.append(pixels.reshape(len(small), -1))
             valid.append(batch["valid"])
     pixels = np.concatenate(rows)[: len(split)]
-    # An image of one colour has no direction: it gets one that all such share.
+    # An image of one colour has no direction: give all such the same one.
     pixels[~pixels.any(axis=1)] = 1.0
     pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
     embedded = Embedded(pixels, np.concatenate(valid)[: len(split)])
@@ -143,7 +143,7 @@ def pixel_floor(
 def sample_queries(
     embedded: Embedded, split: Split, seed: int, count: int = 12
 ) -> np.ndarray:
-    """Some queries to look at, of different classes as far as there are."""
+    """Sample queries to show, of different classes as far as possible."""
     queries, _, _ = _roles(embedded, split)
     shuffled = np.random.default_rng(seed).permutation(queries)
     _, first = np.unique(split.labels[shuffled], return_index=True)
@@ -151,7 +151,7 @@ def sample_queries(
 
 
 def some_classes(wanted: np.ndarray, split: Split, seed: int, most: int) -> np.ndarray:
-    """Wanted images of whole classes in any order, about as many as `most` at most.
+    """Sample wanted images by whole classes, `most` at most.
 
     Args:
       wanted: bool [n], which images may be taken.
@@ -169,23 +169,23 @@ def some_classes(wanted: np.ndarray, split: Split, seed: int, most: int) -> np.n
     return np.flatnonzero(wanted & np.isin(split.labels, taken))[:most]
 
 
-def gallery(
+def query_neighbors(
     embedded: Embedded, split: Split, queries: np.ndarray, count: int = 10
-) -> Gallery:
+) -> QueryNeighbors:
     """The nearest neighbours of some queries, as the report shows them."""
-    _, found, _ = _roles(embedded, split)
+    _, gallery, _ = _roles(embedded, split)
     position = np.full(len(split), -1)
-    position[found] = np.arange(len(found))
+    position[gallery] = np.arange(len(gallery))
     own_index = position[queries]
-    available = len(found) - int((own_index >= 0).any())
+    available = len(gallery) - int((own_index >= 0).any())
     similarities, indices = neighbors.nearest(
         embedded.embeddings[queries],
-        embedded.embeddings[found],
+        embedded.embeddings[gallery],
         min(count, available),
         own_index=own_index,
     )
-    indices = found[np.asarray(indices)]
-    return Gallery(
+    indices = gallery[np.asarray(indices)]
+    return QueryNeighbors(
         queries=queries,
         neighbors=indices,
         similarities=np.asarray(similarities),
@@ -194,9 +194,9 @@ def gallery(
 
 
 def _roles(embedded: Embedded, split: Split):
-    """Indices of the queries and of the gallery, and each query's place in it.
+    """Indices of queries and gallery, and the position of each query in the gallery.
 
-    The third is None where every query is in the gallery and the reverse.
+    The third is None if queries and gallery are the same images.
     """
     queries = np.flatnonzero(split.is_query & embedded.valid)
     gallery = np.flatnonzero(split.is_gallery & embedded.valid)

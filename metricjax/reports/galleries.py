@@ -1,4 +1,4 @@
-"""Queries and their nearest neighbours, made ready for the page."""
+"""Queries and their nearest neighbours, prepared for the report page."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ STRIP_COLUMNS = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Gallery:
+class QueryNeighbors:
     """Some queries and their nearest neighbours, most similar first.
 
     Attributes:
@@ -35,14 +35,14 @@ class Gallery:
         same = np.shape(self.similarities) == np.shape(self.correct) == shape
         if len(shape) != 2 or not same or np.shape(self.queries) != shape[:1]:
             raise ValueError(
-                "A Gallery needs queries [q] and neighbors, similarities and correct "
-                f"[q, k], not {list(np.shape(self.queries))}, {list(shape)}, "
+                "QueryNeighbors needs queries [q] and neighbors, similarities and "
+                f"correct [q, k], not {list(np.shape(self.queries))}, {list(shape)}, "
                 f"{list(np.shape(self.similarities))}, {list(np.shape(self.correct))}."
             )
 
 
 def rows(
-    galleries: Mapping[str, Gallery],
+    galleries: Mapping[str, QueryNeighbors],
     image: Callable[[int], np.ndarray],
     name: Callable[[int], str],
 ) -> list[dict]:
@@ -66,7 +66,7 @@ def rows(
     return list(by_query.values())
 
 
-def _strip(moment: str, gallery: Gallery, at: int, picture) -> dict:
+def _strip(moment: str, gallery: QueryNeighbors, at: int, picture) -> dict:
     neighbors = [
         {
             **picture(int(index)),

@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from metricjax.reports import figures
-from metricjax.reports.galleries import Gallery
+from metricjax.reports.galleries import QueryNeighbors
 from metricjax.reports.galleries import rows as gallery_rows
 from metricjax.reports.studies import Study
 
@@ -30,7 +30,7 @@ def write(
     results: Mapping,
     history: Sequence[Mapping],
     config: Mapping,
-    galleries: Mapping[str, Gallery],
+    galleries: Mapping[str, QueryNeighbors],
     image: Callable[[int], np.ndarray],
     name: Callable[[int], str],
     studies: Sequence[Study] = (),

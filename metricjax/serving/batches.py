@@ -1,4 +1,4 @@
-"""Requests that wait for the device are answered together, by one thread."""
+"""Dynamic batching: requests that wait for the device are answered together."""
 
 import threading
 import time
@@ -12,19 +12,18 @@ from metricjax.serving.refusals import busy
 
 
 class RequestBatcher:
-    """A queue before one thread that answers as many questions at a time as it can.
+    """A queue in front of one thread that answers questions in batches.
 
-    While the thread answers, what comes in waits, and is answered together next. A
-    question that finds the thread idle is answered at once, unless others are known to
-    be on their way (`coming`): then it waits for them, a few milliseconds at most. So
-    nobody who is alone waits for company.
+    Questions that arrive while the thread is busy form the next batch. A question that
+    finds the thread idle is answered at once, unless others are announced (`coming`):
+    then it waits for them, a few milliseconds at most. So a single client never waits.
 
     Args:
       answer: takes 1 to `size` questions and returns an answer to each; called by one
-        thread only. What it raises, each of the questions gets.
-      size: questions at a time, at most.
-      room: questions that wait or come at once, at most.
-      patience: seconds to wait for those that come.
+        thread only. An exception goes to every question of the batch.
+      size: maximum batch size.
+      room: maximum number of waiting and announced questions.
+      patience: seconds to wait for announced questions.
     """
 
     def __init__(
@@ -49,15 +48,15 @@ class RequestBatcher:
 
     @property
     def waiting(self) -> int:
-        """Questions that wait or come."""
+        """The number of waiting and announced questions."""
         return len(self._waiting) + self._coming
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Around what is done before a question can be asked, such as decoding it.
+        """Announce a question while it is prepared, such as decoded.
 
         Raises:
-          Refused: too many wait already.
+          Refused: the queue is full.
         """
         with self._changed:
             if self.waiting >= self.room:
@@ -71,7 +70,7 @@ class RequestBatcher:
                 self._changed.notify_all()
 
     def ask(self, question: Any) -> Future:
-        """The answer, when it is there; a cancelled one is not worked out."""
+        """A future of the answer; a question cancelled in time is not computed."""
         future: Future = Future()
         with self._changed:
             if self._closed:
@@ -81,7 +80,7 @@ class RequestBatcher:
         return future
 
     def close(self) -> None:
-        """Answer what waits, then end."""
+        """Answer the waiting questions, then stop the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -97,13 +96,13 @@ class RequestBatcher:
                 answers = self._answer([question for question, _ in wanted])
                 for (_, future), answer in zip(wanted, answers, strict=True):
                     future.set_result(answer)
-            except Exception as error:  # To whom it concerns: all who asked.
+            except Exception as error:  # Every client of the batch gets it.
                 for _, future in wanted:
                     if not future.done():
                         future.set_exception(error)
 
     def _next(self) -> list[tuple[Any, Future]]:
-        """The next questions; none when all are answered and no more may come."""
+        """The next batch; empty once the queue is closed and drained."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
             until = time.monotonic() + self._patience

@@ -1,4 +1,4 @@
-"""What holds for every request: who may ask, and what browsers may do with answers."""
+"""Middleware for every request: allowed hosts and origins, security headers."""
 
 from collections.abc import Collection
 
@@ -19,15 +19,15 @@ _HEADERS = {
 
 
 class Guard:
-    """Refuses requests that another site's page has made, and adds headers.
+    """Refuses cross-site requests and adds security headers.
 
-    A page from elsewhere can send requests to this machine's own addresses. Its browser
-    says where it is from (Origin), and by what name it calls us (Host), which a name
-    that is made to resolve to this machine does not make one of ours.
+    A page of another site can send requests to a local server. The browser reports the
+    page (Origin) and the name it used (Host); checking the Host also stops DNS
+    rebinding, where a foreign name is made to resolve to this machine.
 
     Args:
-      app: to be guarded.
-      hosts: by which this server may be called, without ports; None: by any name.
+      app: the application to protect.
+      hosts: names by which the server may be addressed, without ports; None: any.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str] | None):

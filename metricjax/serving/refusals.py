@@ -1,13 +1,13 @@
-"""A request that is not answered, and why."""
+"""The exception for requests that are refused, and its common case."""
 
 
 class Refused(Exception):
-    """What the client is told instead of an answer.
+    """The error response to a request.
 
     Attributes:
-      status: of HTTP.
-      sentence: what was found and what to do.
-      headers: to send along.
+      status: HTTP status.
+      sentence: what is wrong and what to do.
+      headers: extra response headers.
     """
 
     def __init__(
@@ -20,5 +20,5 @@ class Refused(Exception):
 
 
 def busy(sentence: str) -> Refused:
-    """More than can be taken in now; the client may come again in a second."""
+    """503, overloaded: the client may retry in a second."""
     return Refused(503, f"{sentence}; try again in a second.", {"Retry-After": "1"})

@@ -1,4 +1,4 @@
-"""Questions as they wait for the device, and how some are answered together."""
+"""Questions and answers of the search server, and how a batch is answered."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -12,13 +12,13 @@ from metricjax.serving.refusals import Refused
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """What to find the neighbours of: a picture, or an image of the gallery.
+    """A search for the neighbours of a picture, or of an image of the gallery.
 
     Attributes:
-      top: how many, at least 1.
-      among: which may be found.
-      picture: prepared, uint8 [s, s, c].
-      image: its number; it is not found itself.
+      top: number of neighbours, at least 1.
+      among: which images may be returned.
+      picture: preprocessed, uint8 [s, s, c].
+      image: its index in the gallery; excluded from its own neighbours.
     """
 
     top: int
@@ -32,8 +32,8 @@ class Answer:
     """Neighbours, most similar first.
 
     Attributes:
-      images: their numbers.
-      similarities: cosine, as many.
+      images: indices in the gallery.
+      similarities: their cosine similarities.
     """
 
     images: tuple[int, ...]
@@ -42,18 +42,18 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Searcher:
-    """Answers questions; not to be called from two threads at once.
+    """Answers questions. Not thread-safe.
 
     Attributes:
-      catalog: what is searched.
-      embed: prepared pictures, as many as a batch has, to float32 [n, d].
+      catalog: the gallery to search.
+      embed: maps preprocessed pictures, one batch, to float32 [n, d].
     """
 
     catalog: Catalog
     embed: Callable[[Sequence[np.ndarray]], Float[np.ndarray, "n d"]]
 
     def __call__(self, questions: Sequence[Question]) -> list[Answer | Refused]:
-        """An answer to each; a refusal where its embedding is no direction."""
+        """An answer to each; a refusal if the embedding is not a unit vector."""
         queries = self._embeddings(questions)
         sound = np.abs(np.linalg.norm(queries, axis=1) - 1.0) < 1e-3  # False of NaN
         answers: list[Answer | Refused] = [_unsound() for _ in questions]
@@ -68,21 +68,23 @@ class Searcher:
 
     def _embeddings(self, questions: Sequence[Question]) -> np.ndarray:
         stored = self.catalog.index.embeddings
-        found = np.empty((len(questions), stored.shape[1]), np.float32)
+        embeddings = np.empty((len(questions), stored.shape[1]), np.float32)
         pictures = []
         for row, question in enumerate(questions):
             if question.picture is None:
-                found[row] = stored[question.image]
+                embeddings[row] = stored[question.image]
             else:
                 pictures.append(row)
         if pictures:
-            found[pictures] = self.embed([questions[row].picture for row in pictures])
-        return found
+            embeddings[pictures] = self.embed(
+                [questions[row].picture for row in pictures]
+            )
+        return embeddings
 
     def _answer(self, answers, questions, queries, rows, among) -> None:
-        """Fill in the answers of some rows, which may all find the same."""
+        """Answer the questions `rows`, which share one filter, by one search."""
         mask = self.catalog.mask(among)
-        # One more, for those that find themselves.
+        # One more, for gallery images, which find themselves first.
         deepest = max((questions[row].top for row in rows), default=0) + 1
         deepest = min(deepest, int(mask.sum()))
         if not rows or not deepest:
@@ -94,10 +96,10 @@ class Searcher:
         )
         for place, row in enumerate(rows):
             others = images[place] != questions[row].image
-            kept = np.flatnonzero(others)[: questions[row].top]
+            chosen = np.flatnonzero(others)[: questions[row].top]
             answers[row] = Answer(
-                tuple(images[place][kept].tolist()),
-                tuple(similarities[place][kept].tolist()),
+                tuple(images[place][chosen].tolist()),
+                tuple(similarities[place][chosen].tolist()),
             )
 
 
@@ -110,7 +112,7 @@ def _unsound() -> Refused:
 
 
 def warm(searcher: Searcher, shape: tuple[int, int, int], size: int) -> None:
-    """Have every program compiled that batches of up to `size` questions run."""
+    """Compile every program that batches of up to `size` questions run."""
     picture = np.zeros(shape, np.uint8)
     count = 1
     while True:

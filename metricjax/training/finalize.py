@@ -152,8 +152,8 @@ def _pages(run, embedded, per_query, learnt, verification, results, history) -> 
             history=[line for line in history if line["kind"] != "compiled"],
             config=to_dict(config),
             galleries={
-                "before": evaluate_split.gallery(untrained, test, queries),
-                "after": evaluate_split.gallery(trained, test, queries),
+                "before": evaluate_split.query_neighbors(untrained, test, queries),
+                "after": evaluate_split.query_neighbors(trained, test, queries),
             },
             image=test.read,
             name=lambda index: test.names[index],

@@ -42,7 +42,7 @@ HISTORY = [
 
 
 def gallery(count=3, k=4, correct=True):
-    return page.Gallery(
+    return page.QueryNeighbors(
         queries=np.arange(count),
         neighbors=np.arange(count * k).reshape(count, k),
         similarities=np.full((count, k), 0.75, np.float32),
@@ -150,7 +150,7 @@ def test_long_names_may_break_at_their_separators():
 
 def test_before_and_after_of_one_query_share_a_row():
     before, after = gallery(3), gallery(3)
-    shuffled = page.Gallery(
+    shuffled = page.QueryNeighbors(
         after.queries[::-1], after.neighbors, after.similarities, after.correct
     )
     text = render(galleries={"before": before, "after": shuffled})
@@ -161,7 +161,7 @@ def test_before_and_after_of_one_query_share_a_row():
 
 
 def test_neighbors_that_do_not_exist_are_left_out():
-    padded = page.Gallery(
+    padded = page.QueryNeighbors(
         queries=np.array([0]),
         neighbors=np.array([[3, -1, -1]]),
         similarities=np.array([[0.5, -np.inf, -np.inf]]),
@@ -172,7 +172,9 @@ def test_neighbors_that_do_not_exist_are_left_out():
 
 def test_a_gallery_of_unequal_shapes_is_refused():
     with pytest.raises(ValueError, match=r"queries \[q\]"):
-        page.Gallery(np.arange(2), np.ones((3, 4)), np.ones((3, 4)), np.ones((3, 4)))
+        page.QueryNeighbors(
+            np.arange(2), np.ones((3, 4)), np.ones((3, 4)), np.ones((3, 4))
+        )
 
 
 @pytest.mark.parametrize(
