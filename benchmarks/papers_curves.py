@@ -39,7 +39,7 @@ def setting(seed, root):
     adamw = replace(config.optimizer, method="adamw")  # both sides have it
     config = replace(config, seed=seed, optimizer=adamw)
     mesh.keep_freed_memory()
-    run = Run.of(config, Path("."), open_data(config), mesh.make_mesh())
+    run = Run.build(config, Path("."), open_data(config), mesh.make_mesh())
     with pipeline.train_batches(
         run.train, run.sampler, run.transform, seed=seed, start_step=0,
         num_steps=config.steps,

@@ -63,7 +63,7 @@ def trained(config: RunConfig, dataset: Dataset, networks: int = 1) -> dict:
 
 def pixels(config: RunConfig, dataset: Dataset) -> float:
     """Recall@1 of raw pixels."""
-    run = Run.of(config, Path("."), dataset, mesh.make_mesh())
+    run = Run.build(config, Path("."), dataset, mesh.make_mesh())
     return evaluate_split.pixel_floor(dataset.test, run.transform, run.skipped)
 
 
@@ -89,7 +89,7 @@ def _trained(config, dataset):
 
 def _selected(config, dataset):
     """A run, its parameters at the step that held-out classes chose, and which."""
-    run = Run.of(config, Path("."), dataset, mesh.make_mesh())
+    run = Run.build(config, Path("."), dataset, mesh.make_mesh())
     program, _ = run.compile_train_step()
     state, best, pending = run.init_state(), None, deque()
     select_by, hierarchy = config.evaluation.select_by, config.objective.hierarchy
@@ -104,7 +104,7 @@ def _selected(config, dataset):
     ) as batches:
         for done, batch in enumerate(batches, start=1):
             if hierarchy and hierarchy.due(done - 1):
-                state = run.regrouped(state, done - 1)
+                state = run.regroup(state, done - 1)
             local = {name: batch[name] for name in ("images", "labels")}
             state, metrics = program(
                 state,

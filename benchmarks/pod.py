@@ -87,8 +87,8 @@ def steps(options, mesh):
     for remat in (False, True):
         config = pod_scaling.settings(options.batch, remat=remat)
         began = time.perf_counter()
-        blueprint = TrainPrograms(config, pod_scaling.CLASSES, mesh)
-        program = blueprint.lower_train_step().compile()
+        programs = TrainPrograms(config, pod_scaling.CLASSES, mesh)
+        program = programs.lower_train_step().compile()
         seconds = time.perf_counter() - began
         memory = program.memory_analysis()
         used = memory.temp_size_in_bytes + memory.argument_size_in_bytes

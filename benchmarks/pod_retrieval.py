@@ -52,14 +52,14 @@ def table(cells=None):
 def row(topology, images, k):
     """A line of that table."""
     place = hardware.topology(topology)
-    mesh, figures = place.mesh, place.figures
+    mesh, spec = place.mesh, place.spec
     block = BLOCK * mesh.size
     began = time.perf_counter()
     program = lowered(mesh, images, k).compile()
     seconds = time.perf_counter() - began
     flops = 2.0 * BLOCK * images * DIM
-    found = hardware.expected(
-        figures,
+    found = hardware.estimate_step(
+        spec,
         schema.PlanConfig.utilization,
         flops=flops,
         loss_flops=flops,
@@ -68,8 +68,8 @@ def row(topology, images, k):
     )
     blocks = images / block
     published = (
-        f"{figures.flops / 1e12:.0f}, {figures.bandwidth / 1e9:.0f}, "
-        f"{figures.interconnect / 1e9:.0f}"
+        f"{spec.flops / 1e12:.0f}, {spec.bandwidth / 1e9:.0f}, "
+        f"{spec.interconnect / 1e9:.0f}"
     )
     columns = (
         f"{images:,}",

@@ -78,24 +78,24 @@ def steps(cells=None):
 
 def step_row(place, config, changes):
     """A line of that table."""
-    mesh, blueprint = place.mesh, TrainPrograms(config, CLASSES, place.mesh)
+    mesh, programs = place.mesh, TrainPrograms(config, CLASSES, place.mesh)
     count = mesh.size
     began = time.perf_counter()
-    program = blueprint.lower_train_step().compile()
+    program = programs.lower_train_step().compile()
     seconds = time.perf_counter() - began
-    flops, loss_flops = blueprint.step_flops() / count, blueprint.loss_flops() / count
+    flops, loss_flops = programs.step_flops() / count, programs.loss_flops() / count
     sent = program_costs.traffic(program.as_text(), count)
-    alone = objective_alone(blueprint)
+    alone = objective_alone(programs)
     of_losses = program_costs.traffic(alone.as_text(), count)
-    found = hardware.expected(
-        place.figures,
+    found = hardware.estimate_step(
+        place.spec,
         config.plan.utilization,
         flops=flops,
         loss_flops=loss_flops,
         moved=program_costs.moved(program, flops),
         sent=sent.total,
     )
-    gathering = of_losses.total / place.figures.interconnect
+    gathering = of_losses.total / place.spec.interconnect
     share = (found.losses + gathering) / found.total
     how = ", ".join(f"{name}={value}" for name, value in changes.items())
     columns = (
@@ -136,16 +136,16 @@ def losses_alone(cells=None):
 def loss_row(topology, batch, block):
     """A line of that table; the step around it is taken at its products' time."""
     place = hardware.topology(topology)
-    blueprint = TrainPrograms(settings(batch, block_size=block), CLASSES, place.mesh)
+    programs = TrainPrograms(settings(batch, block_size=block), CLASSES, place.mesh)
     count, began = place.mesh.size, time.perf_counter()
-    program = objective_alone(blueprint)
+    program = objective_alone(programs)
     seconds = time.perf_counter() - began
     sent = program_costs.traffic(program.as_text(), count)
-    found = hardware.expected(
-        place.figures,
-        blueprint.config.plan.utilization,
-        flops=blueprint.step_flops() / count,
-        loss_flops=blueprint.loss_flops() / count,
+    found = hardware.estimate_step(
+        place.spec,
+        programs.config.plan.utilization,
+        flops=programs.step_flops() / count,
+        loss_flops=programs.loss_flops() / count,
         moved=0.0,
         sent=sent.total,
     )
@@ -165,9 +165,9 @@ def loss_row(topology, batch, block):
     return "| " + " | ".join(map(str, columns)) + " |"
 
 
-def objective_alone(blueprint):
+def objective_alone(programs):
     """The losses and their gradient by what the model makes, as a program."""
-    config, mesh = blueprint.config.objective, blueprint.mesh
+    config, mesh = programs.config.objective, programs.mesh
     everywhere, split = meshes.replicated(mesh), meshes.split(mesh)
 
     def value(output, labels):
@@ -178,5 +178,5 @@ def objective_alone(blueprint):
         in_shardings=(split, split),
         out_shardings=((everywhere, everywhere), split),
     )
-    output = blueprint.losses.output._replace(features=None)
-    return program.lower(output, blueprint.abstract_batch["labels"]).compile()
+    output = programs.losses.output._replace(features=None)
+    return program.lower(output, programs.abstract_batch["labels"]).compile()

@@ -51,10 +51,10 @@ def work(batch):
     config.model.descriptors = "S"
     config.model.dim = 128
     config.objective.terms = terms(triplet={"margin": 0.2})
-    blueprint = TrainPrograms(from_config_dict(config), Classes(100), devices)
-    program = blueprint.lower_train_step().compile()
+    programs = TrainPrograms(from_config_dict(config), Classes(100), devices)
+    program = programs.lower_train_step().compile()
     everywhere = mesh.replicated(devices)
-    state = jax.jit(blueprint.init_state, out_shardings=everywhere)(jax.random.key(0))
+    state = jax.jit(programs.init_state, out_shardings=everywhere)(jax.random.key(0))
     rng = np.random.default_rng(jax.process_index())
     mine = batch * len(devices.local_devices)
     local = {

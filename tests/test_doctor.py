@@ -23,9 +23,9 @@ CHECKS += ["data", "decoding", "memory"]
 @pytest.fixture
 def brief(monkeypatch):
     """Measurements in a moment."""
-    all_reduce, decoding = device_checks.all_reduce, decoding_rate.examine
+    all_reduce, decoding = device_checks.all_reduce, decoding_rate.check
     monkeypatch.setattr(device_checks, "all_reduce", lambda: all_reduce(0.02))
-    monkeypatch.setattr(decoding_rate, "examine", lambda: decoding(0.02))
+    monkeypatch.setattr(decoding_rate, "check", lambda: decoding(0.02))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_jax_that_cannot_be_imported_is_told(monkeypatch, capsys):
     assert doctor.main([]) == 2
     found = lines_of(capsys.readouterr().out)
     assert [line[:2] for line in found] == [[OK, "versions"], [FAILED, "import"]]
-    assert "install metricjax anew" in found[1][2]
+    assert "reinstall metricjax" in found[1][2]
 
 
 GOOD = {"metricjax": "0.1.0", "jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8"}

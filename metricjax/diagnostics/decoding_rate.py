@@ -1,4 +1,4 @@
-"""How fast this machine turns photographs into batches, as `doctor` tells it."""
+"""Doctor's check of the input pipeline: images decoded per second on this machine."""
 
 import io
 import os
@@ -14,8 +14,8 @@ from metricjax.data.samplers.class_balanced import PKSampler
 from metricjax.diagnostics.host_checks import OK, Check
 
 
-def examine(seconds: float = 1.0) -> Check:
-    """How many photographs a second come out of a run's own pipeline."""
+def check(seconds: float = 1.0) -> Check:
+    """Measure the rate of a run's own input pipeline on generated JPEGs."""
     cores = _cores()
     rate = _rate(seconds)
     return Check(
@@ -52,7 +52,7 @@ def _rate(seconds: float) -> float:
         cache_bytes=0,
     )
     with batches:
-        for _ in range(2 * _cores()):  # What was made ahead while nobody waited.
+        for _ in range(2 * _cores()):  # Prefetched batches would inflate the rate.
             next(batches)
         began, done = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
@@ -62,7 +62,7 @@ def _rate(seconds: float) -> float:
 
 
 def _photograph(number: int) -> bytes:
-    """A JPEG of 500 x 375 pixels: shapes of several sizes, some grain."""
+    """A generated JPEG of 500 x 375 pixels, about as hard to decode as a photograph."""
     rng = np.random.default_rng(number)
     picture = rng.normal(128, 5, (375, 500, 3))
     for cells, strength in ((3, 60), (9, 40), (30, 24), (100, 12)):

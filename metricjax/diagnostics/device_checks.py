@@ -1,4 +1,4 @@
-"""What `doctor` looks at with devices: hosts, devices, an all-reduce, compilation."""
+"""Doctor's checks that need JAX: hosts, devices, all-reduce, compilation."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from metricjax.diagnostics.host_checks import (
     WARNING,
     Check,
     brief,
+    existing_parent,
     version,
 )
 from metricjax.errors import InputError
@@ -29,55 +30,55 @@ from metricjax.runtime import mesh as meshes
 from metricjax.storage.directories import local_path
 from metricjax.training import host_checks
 
-# How an accelerator shows that JAX need not know of, and the extra that it needs.
-_TRACES = {
+# Device files by which an accelerator shows even if JAX does not use it, by extra.
+_DEVICE_FILES = {
     "cuda": ("a GPU", ("dev/nvidia0", "dev/nvidiactl", "dev/dxg")),
     "tpu": ("a TPU", ("dev/accel0",)),
 }
 _PLUGINS = {"cuda": ("jax-cuda13-plugin", "jax-cuda12-plugin"), "tpu": ("libtpu",)}
-# Google's number as a maker of devices, and those of its TPUs: jax, hardware_utils.py.
+# PCI vendor id of Google and device ids of its TPUs, from jax's hardware_utils.py.
 _GOOGLE = "0x1ae0"
 _TPUS = {"0x0027", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
 
 
 def devices() -> Check:
-    """What JAX computes on, and whether it passes over something better."""
+    """Check the devices that JAX uses, and whether it ignores an accelerator."""
     try:
-        found = hardware.here().title
+        title = hardware.present_devices().title
         backend = jax.default_backend()
     except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS")
         remedy = "reinstall metricjax with the extra tpu or cuda that fits this machine"
         if asked:
             remedy = f"JAX_PLATFORMS is {asked}: install its extra, or unset it"
-        said = str(error) and f" ({brief(error)})"
-        return Check("devices", FAILED, f"JAX finds no device{said}; {remedy}")
+        reason = str(error) and f" ({brief(error)})"
+        return Check("devices", FAILED, f"JAX finds no device{reason}; {remedy}")
     here = len(jax.local_devices())
     if here != len(jax.devices()):
-        found += f", {here} of them on this host"
+        title += f", {here} of them on this host"
     extra = unused_accelerator() if backend == "cpu" else None
     if extra is None:
-        return Check("devices", OK, found)
-    name = _TRACES[extra][0]
+        return Check("devices", OK, title)
+    name = _DEVICE_FILES[extra][0]
     if os.environ.get("JAX_PLATFORMS", "") == "cpu":
         remedy = "unset JAX_PLATFORMS, which says cpu"
     elif any(map(version, _PLUGINS[extra])):
         remedy = "its plugin is installed but does not start; see what JAX says above"
     else:
         remedy = f"pip install 'metricjax[{extra}]'"
-    sentence = f"{found}, although the system shows {name}: {remedy}"
+    sentence = f"{title}, although the system shows {name}: {remedy}"
     return Check("devices", WARNING, sentence)
 
 
 def unused_accelerator(root: Path = Path("/")) -> str | None:
-    """The extra for a GPU or TPU that the system shows; None if it shows none."""
-    for extra, (_, traces) in _TRACES.items():
-        if any((root / trace).exists() for trace in traces):
+    """The extra for a GPU or TPU of this machine; None if there is none."""
+    for extra, (_, files) in _DEVICE_FILES.items():
+        if any((root / file).exists() for file in files):
             return extra
-    for maker in root.glob("sys/bus/pci/devices/*/vendor"):
+    for vendor in root.glob("sys/bus/pci/devices/*/vendor"):
         try:
-            is_google = maker.read_text().strip() == _GOOGLE
-            if is_google and (maker.parent / "device").read_text().strip() in _TPUS:
+            is_google = vendor.read_text().strip() == _GOOGLE
+            if is_google and (vendor.parent / "device").read_text().strip() in _TPUS:
                 return "tpu"
         except OSError:
             continue
@@ -85,18 +86,18 @@ def unused_accelerator(root: Path = Path("/")) -> str | None:
 
 
 def hosts() -> Check:
-    """Which hosts there are, and whether they run the same; to be called on all."""
+    """Check that all hosts run the same code and versions; all hosts must call it."""
     own = {"python": ".".join(platform.python_version_tuple()[:2])}
     own |= {name: version(name) for name in PACKAGES}
     own |= {f"metricjax/{k}": v for k, v in host_checks.digest_of_code().items()}
-    said = exchange.gather("programs", own)
-    names = [name for name, _ in said]
-    if len(said) == 1:
+    gathered = exchange.gather("programs", own)
+    names = [name for name, _ in gathered]
+    if len(gathered) == 1:
         return Check("hosts", OK, f"one, {platform.node()}")
-    texts = Counter(json.dumps(facts, sort_keys=True) for _, facts in said)
+    texts = Counter(json.dumps(facts, sort_keys=True) for _, facts in gathered)
     common = json.loads(texts.most_common(1)[0][0])
     different = []
-    for name, facts in said:
+    for name, facts in gathered:
         odd = [k for k in sorted({*facts, *common}) if facts.get(k) != common.get(k)]
         if odd and odd[0].startswith("metricjax/"):
             different.append(f"{name} has another {odd[0]}")
@@ -106,18 +107,21 @@ def hosts() -> Check:
         return Check(
             "hosts",
             FAILED,
-            f"{len(said)}, but {'; '.join(different)}: install the same on every host",
+            f"{len(gathered)}, but {'; '.join(different)}: install the same on every "
+            "host",
         )
-    return Check("hosts", OK, f"{len(said)} with the same programs: {', '.join(names)}")
+    return Check(
+        "hosts", OK, f"{len(gathered)} with the same programs: {', '.join(names)}"
+    )
 
 
 def sharing(workdir: str) -> Check | None:
-    """Do all hosts see the same workdir? None if it is not there yet."""
+    """Check that all hosts share the workdir; None if it does not exist yet."""
     path = local_path(workdir)
     is_there = path is None or path.is_dir()  # A bucket needs no directories.
-    said = exchange.gather("workdir", is_there)
-    lacking = [host for host, has in said if not has]
-    if len(said) == 1 or len(lacking) == len(said):
+    gathered = exchange.gather("workdir", is_there)
+    lacking = [host for host, has in gathered if not has]
+    if len(gathered) == 1 or len(lacking) == len(gathered):
         return None
     if not lacking:
         try:
@@ -134,7 +138,7 @@ def sharing(workdir: str) -> Check | None:
 
 
 def all_reduce(seconds: float = 2.0) -> Check:
-    """Sums over all devices, small and large; to be called on all hosts."""
+    """Measure a small and a large all-reduce; all hosts must call it."""
     mesh = meshes.make_mesh()
     if mesh.size == 1:
         return Check("all-reduce", OK, "one device: there is nothing to reduce over")
@@ -142,14 +146,14 @@ def all_reduce(seconds: float = 2.0) -> Check:
     try:
         latency = _time_sum(mesh, 1, seconds / 2)
         large = _time_sum(mesh, floats, seconds / 2)
-    except Exception as error:  # A collective fails in as many ways as there are links.
+    except Exception as error:  # Every interconnect has errors of its own.
         return Check(
             "all-reduce",
             FAILED,
             f"the devices cannot compute together ({brief(error)}): see that the hosts "
             "reach each other on all ports",
         )
-    # Each device sends and receives so much at least, however the sum is arranged.
+    # What each device sends in a ring all-reduce, the least of any algorithm.
     moved = 4 * floats * 2 * (mesh.size - 1) / mesh.size
     return Check(
         "all-reduce",
@@ -160,7 +164,7 @@ def all_reduce(seconds: float = 2.0) -> Check:
 
 
 def _time_sum(mesh: jax.sharding.Mesh, floats: int, seconds: float) -> float:
-    """Seconds that it takes to add up an array of each device, on all of them."""
+    """Mean time of an all-reduce of one array for each device, in seconds."""
     program = jax.jit(
         lambda parts: jnp.sum(parts, axis=0), out_shardings=meshes.replicated(mesh)
     )
@@ -178,7 +182,8 @@ def _time_sum(mesh: jax.sharding.Mesh, floats: int, seconds: float) -> float:
     each, total = repeat(3)
     if not np.all(np.asarray(total.addressable_data(0)) == mesh.size):
         raise RuntimeError("the sum came out wrong")
-    # All hosts must do it equally often, so that of the first counts.
+    # All hosts must run it equally often, or one would wait for the others: the
+    # number of the first host is used.
     times = max(1, min(100_000, int(seconds / each)))
     times = exchange.gather("times", times)[0][1]
     return repeat(times)[0]
@@ -186,7 +191,7 @@ def _time_sum(mesh: jax.sharding.Mesh, floats: int, seconds: float) -> float:
 
 @contextmanager
 def cache_set_aside() -> Iterator[str | None]:
-    """Nothing compiled inside is kept; yields where a run would keep it, if at all."""
+    """Disable the compilation cache inside; yields its directory, None if it is off."""
     directory = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     try:
@@ -200,22 +205,22 @@ def _cache_directory(chosen: str | None) -> str | None:
         return None
     try:
         return chosen or str(compilation_cache.default_directory())
-    except RuntimeError:  # There is no home to keep it in.
+    except RuntimeError:  # There is no home directory.
         return None
 
 
 def compilation(directory: str | None) -> Check:
-    """How long a program takes, and whether compiled ones are kept in a directory."""
+    """Time a compilation, and check that compiled programs can be cached."""
     began = time.perf_counter()
     image, kernel = jnp.ones((8, 32, 32, 3)), jnp.ones((3, 3, 3, 16))
     gradient = jax.grad(lambda kernel: jnp.sum(_convolve(image, kernel) ** 2))
     jax.jit(gradient).lower(kernel).compile()
-    found = f"the gradient of a convolution in {time.perf_counter() - began:.1f} s"
+    result = f"the gradient of a convolution in {time.perf_counter() - began:.1f} s"
     if not directory:
         return Check(
             "compilation",
             WARNING,
-            f"{found}; compiled programs are not kept for the next start: set "
+            f"{result}; compiled programs are not kept for the next start: set "
             "JAX_COMPILATION_CACHE_DIR to a directory, and do not set "
             "JAX_ENABLE_COMPILATION_CACHE",
         )
@@ -223,10 +228,10 @@ def compilation(directory: str | None) -> Check:
         return Check(
             "compilation",
             WARNING,
-            f"{found}; compiled programs cannot be kept in {directory}: set "
+            f"{result}; compiled programs cannot be kept in {directory}: set "
             "JAX_COMPILATION_CACHE_DIR to a directory that can be written",
         )
-    return Check("compilation", OK, f"{found}; compiled programs go to {directory}")
+    return Check("compilation", OK, f"{result}; compiled programs go to {directory}")
 
 
 def _convolve(image, kernel):
@@ -237,7 +242,5 @@ def _convolve(image, kernel):
 
 
 def _is_writable(directory: Path) -> bool:
-    place = directory.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    existing = existing_parent(directory)
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

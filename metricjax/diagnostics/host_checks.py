@@ -1,4 +1,8 @@
-"""What `doctor` looks at without a device: versions, disk, data, memory."""
+"""Doctor's checks that need no device: versions, workdir, data, memory.
+
+A check is a function that returns one `Check`, a line of the doctor's table. This file
+must be importable without jax, to report an installation in which jax is broken.
+"""
 
 import importlib.metadata
 import os
@@ -9,16 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
-# What a run stands on: named where it is installed, and the same on all hosts.
+# Packages whose versions are listed, and must be the same on all hosts.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-# Whose requirements are compared with what is installed, and of jax those of its extras
-# of which something is installed.
+# Packages whose requirements are compared with the installed versions; of jax also the
+# requirements of extras that are installed at least in part.
 _REQUIRING = ("metricjax", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 _EXTRAS = ("", "tpu", "cuda12", "cuda13")
 _GIB = 2**30
-# For how long a bucket may take to answer, in seconds.
+# How long a bucket may take to answer, in seconds.
 _BUCKET_LIMIT = 20.0
 
 
@@ -27,9 +32,9 @@ class Check:
     """One line of the doctor's table.
 
     Attributes:
-      name: what was looked at, in a word or two.
+      name: what is checked, in a word or two.
       status: `OK`, `WARNING` or `FAILED`.
-      sentence: what was found, and unless it is ok what to do.
+      sentence: the result, and unless it is ok what to do.
     """
 
     name: str
@@ -38,52 +43,54 @@ class Check:
 
 
 def versions() -> Check:
-    """Do the installed packages belong together? Imports none of them."""
+    """Check that the installed packages fit together, without importing them."""
     installed = {name: version(name) for name in PACKAGES}
     wrong = list(_unmet())
     jax, jaxlib = installed["jax"], installed["jaxlib"]
     if not wrong and jax and jaxlib and _release(jax) != _release(jaxlib):
         wrong.append(("jax", f"jaxlib=={_release(jax)}", jaxlib))
     if wrong:
-        said = "; ".join(
-            f"{who} needs {requirement}, but there is {there or 'none'}"
-            for who, requirement, there in wrong
+        problems = "; ".join(
+            f"{package} needs {requirement}, but there is {actual or 'none'}"
+            for package, requirement, actual in wrong
         )
         wanted = " ".join(f"'{requirement}'" for _, requirement, _ in wrong)
-        return Check("versions", FAILED, f"{said}: pip install {wanted}")
-    named = [f"{name} {there}" for name, there in installed.items() if there]
-    found = f"python {platform.python_version()}, {', '.join(named)}"
+        return Check("versions", FAILED, f"{problems}: pip install {wanted}")
+    named = [f"{name} {actual}" for name, actual in installed.items() if actual]
+    listed = f"python {platform.python_version()}, {', '.join(named)}"
     if version("metricjax") is None:
         return Check(
             "versions",
             WARNING,
-            f"{found}; metricjax itself is not installed, so that what it needs is not "
+            f"{listed}; metricjax itself is not installed, so its requirements are not "
             "known: pip install -e . in its directory",
         )
-    return Check("versions", OK, found)
+    return Check("versions", OK, listed)
 
 
 def _unmet() -> Iterator[tuple[str, str, str | None]]:
-    """(who, what it needs, the version that is there), without repetition."""
+    """(package, requirement, installed version) of each unmet requirement, once."""
     from packaging.requirements import Requirement
 
     seen = set()
-    for who in _REQUIRING:
-        for text in _requirements(who):
+    for package in _REQUIRING:
+        for text in _requirements(package):
             requirement = Requirement(text)
-            for extra in _EXTRAS if who == "jax" else ("",):
+            for extra in _EXTRAS if package == "jax" else ("",):
                 marker = requirement.marker
                 if marker and not marker.evaluate({"extra": extra}):
                     continue
-                there = version(requirement.name)
+                actual = version(requirement.name)
                 is_optional = marker is not None and "extra" in str(marker)
-                if there is None and is_optional:
+                if actual is None and is_optional:
                     continue
                 wanted = f"{requirement.name}{requirement.specifier}"
-                met = there and requirement.specifier.contains(there, prereleases=True)
+                met = actual and requirement.specifier.contains(
+                    actual, prereleases=True
+                )
                 if not met and wanted not in seen:
                     seen.add(wanted)
-                    yield who, wanted, there
+                    yield package, wanted, actual
 
 
 def _requirements(name: str) -> list[str]:
@@ -94,7 +101,7 @@ def _requirements(name: str) -> list[str]:
 
 
 def version(name: str) -> str | None:
-    """Of an installed package; None of one that is not."""
+    """Version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -109,11 +116,11 @@ def _release(text: str) -> str:
 
 
 def not_importable(error: Exception) -> Check:
-    """jax or what is built on it cannot be imported."""
+    """The check that fails when jax or a package built on it cannot be imported."""
     return Check(
         "import",
         FAILED,
-        f"{brief(error)}: install metricjax anew in an environment of its own, with "
+        f"{brief(error)}: reinstall metricjax in an environment of its own, with "
         "the extra tpu or cuda where there is such a device",
     )
 
@@ -125,41 +132,48 @@ def brief(error: BaseException) -> str:
 
 
 def workdir(root: str) -> Check:
-    """Can a run be kept there? A file is written, read again and deleted."""
+    """Check that the workdir is writable and has free space, with a test file."""
     from metricjax.storage.directories import local_path
 
     path = local_path(root)
     if path is None:
         return _bucket("workdir", root, writes=True)
-    place = path.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    existing = existing_parent(path)
     try:
-        with tempfile.NamedTemporaryFile(prefix=".metricjax-", dir=place) as file:
+        with tempfile.NamedTemporaryFile(prefix=".metricjax-", dir=existing) as file:
             file.write(bytes(2**20))
             file.flush()
             os.fsync(file.fileno())
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(existing).free
     except OSError as error:
         return Check(
             "workdir",
             FAILED,
-            f"{root}: {place} cannot be written ({brief(error)}): choose another "
+            f"{root}: {existing} cannot be written ({brief(error)}): choose another "
             "--workdir, or free space there",
         )
-    where = root if place == path.absolute() else f"{root} (to be made in {place})"
-    found = f"{where} can be written, {free / _GIB:.1f} GiB free"
+    is_there = existing == path.absolute()
+    where = root if is_there else f"{root} (to be created in {existing})"
+    result = f"{where} can be written, {free / _GIB:.1f} GiB free"
     if free < 2 * _GIB:
         return Check(
             "workdir",
             WARNING,
-            f"{found}: free some, for checkpoints of a large model take more",
+            f"{result}: free some, for checkpoints of a large model take more",
         )
-    return Check("workdir", OK, found)
+    return Check("workdir", OK, result)
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself if it exists, else its nearest parent that does."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def data(root: str) -> Check:
-    """Is data.root there and readable? What is in it is not looked at."""
+    """Check that data.root exists and can be read; its content is not checked."""
     from metricjax.storage.directories import local_path
 
     path = local_path(root)
@@ -168,15 +182,15 @@ def data(root: str) -> Check:
     try:
         if path.is_dir():
             names = len(os.listdir(path))
-            found = f"{root} is a directory of {names:,} names"
+            result = f"{root} is a directory of {names:,} names"
             if not names:
                 return Check(
-                    "data", FAILED, f"{found}: put the images there, or name another"
+                    "data", FAILED, f"{result}: put the images there, or name another"
                 )
         else:
             with open(path, "rb") as file:
                 file.read(1)
-            found = f"{root} is a file of {path.stat().st_size / 2**20:,.1f} MiB"
+            result = f"{root} is a file of {path.stat().st_size / 2**20:,.1f} MiB"
     except OSError as error:
         return Check(
             "data",
@@ -184,20 +198,21 @@ def data(root: str) -> Check:
             f"{root} cannot be read ({error.strerror}): name the directory or archive "
             "that data.root is to be, on every host",
         )
-    return Check("data", OK, f"{found}; metricjax.prepare --check looks inside")
+    return Check("data", OK, f"{result}; check its content with metricjax check")
 
 
 def _bucket(check: str, root: str, writes: bool) -> Check:
-    """The same of an address such as gs://bucket/dir, within a time limit."""
+    """Check an address such as gs://bucket/dir, within a time limit."""
     answer: list[Check] = []
 
     def ask():
         try:
             answer.append(_ask_bucket(check, root, writes))
-        except Exception as error:  # Each kind of address has errors of its own.
+        except Exception as error:  # Every storage client has errors of its own.
             sentence = f"{root}: {brief(error)}; see that this machine may use it"
             answer.append(Check(check, FAILED, sentence))
 
+    # The clients retry for minutes. A daemon thread can be left behind in such a call.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_BUCKET_LIMIT)
@@ -222,13 +237,13 @@ def _ask_bucket(check: str, root: str, writes: bool) -> Check:
             if not names:
                 return Check(check, FAILED, f"{root} is empty: name another")
             return Check(check, OK, f"{root} holds {names:,} names")
-        place = BucketFiles(root, patient=False)
+        bucket = BucketFiles(root, patient=False)
         name = f".metricjax-{os.getpid()}-{time.time_ns()}"
-        place.write(name, b"doctor")
+        bucket.write(name, b"doctor")
         try:
-            is_same = place.read(name) == b"doctor"
+            is_same = bucket.read(name) == b"doctor"
         finally:
-            place.remove([name])
+            bucket.remove([name])
     except InputError as error:
         return Check(check, FAILED, brief(error))
     if not is_same:
@@ -237,15 +252,15 @@ def _ask_bucket(check: str, root: str, writes: bool) -> Check:
 
 
 def memory(free: int | None) -> Check:
-    """Memory that programs of this machine may still take, in bytes."""
+    """Check the free memory of this machine, in bytes."""
     if free is None:
-        return Check("memory", OK, "the system does not tell how much is free")
-    found = f"{free / _GIB:.1f} GiB free"
+        return Check("memory", OK, "the system does not report how much is free")
+    result = f"{free / _GIB:.1f} GiB free"
     if free < 2 * _GIB:
         return Check(
             "memory",
             WARNING,
-            f"{found}: end other programs, or set config.data.cache_gib=0 and a "
+            f"{result}: end other programs, or set config.data.cache_gib=0 and a "
             "smaller batch",
         )
-    return Check("memory", OK, found)
+    return Check("memory", OK, result)

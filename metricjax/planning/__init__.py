@@ -1,5 +1,5 @@
-"""What a run will need, told before it starts: memory, time, the largest batch.
+"""`metricjax plan`: memory, time and largest batch of a run before it starts.
 
-`plan` asks and tells, `hardware` describes the devices, here or of a TPU topology,
+`plan` writes the report, `hardware` describes present devices or a TPU topology,
 `batch_size` finds what fits by compiling, `timing` measures a few steps.
 """

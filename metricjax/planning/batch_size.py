@@ -1,4 +1,4 @@
-"""How large a batch memory has room for, and what would make room: by compiling."""
+"""Finds the largest batch that fits, and settings that save memory, by compiling."""
 
 import math
 import time
@@ -14,107 +14,107 @@ from metricjax.planning.hardware import amount
 from metricjax.runtime import program_costs
 from metricjax.training.programs import TrainPrograms
 
-# A larger batch within this share of one that fits is not worth another program.
-_CLOSE = 0.02
+# A batch larger by less than this share is not worth another compilation.
+_TOLERANCE = 0.02
 
 
 @dataclass
 class MemoryFit:
-    """The memory of a device, and the programs that were compiled to fit it.
+    """Compiles programs to find out whether they fit into the memory of a device.
 
     Attributes:
-      blueprint: of the settings as they are.
-      limit: bytes of a device that programs may use; None: unknown, all fits.
-      say: what is told of what is being compiled.
+      programs: the programs of the unchanged settings.
+      limit: bytes of a device that programs may use; None: unknown, everything fits.
+      say: called with a sentence before and after each compilation.
     """
 
-    blueprint: TrainPrograms
+    programs: TrainPrograms
     limit: float | None
     say: Callable[[str], None]
 
     def compile(self, config: RunConfig, what: str) -> tuple[Any, float]:
-        """The training step of other settings, and the bytes of a device it needs.
+        """Compile the training step of other settings; (program, bytes of a device).
 
-        The program is None where its compiler refuses it as too large.
+        The program is None if the compiler refuses it as too large.
         """
         began = time.perf_counter()
         self.say(f"compiling the training step with {what} ...")
-        blueprint = replace(self.blueprint, config=config)
+        programs = replace(self.programs, config=config)
         try:
-            program = blueprint.lower_train_step().compile()
+            program = programs.lower_train_step().compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            given = size_of(blueprint.abstract_state)
-            given += size_of(blueprint.abstract_batch) // blueprint.mesh.size
+            arguments = size_of(programs.abstract_state)
+            arguments += size_of(programs.abstract_batch) // programs.mesh.size
             program = None
-            total = float(program_costs.needed(error, given) or math.inf)
+            total = float(program_costs.needed(error, arguments) or math.inf)
         else:
-            found = program_costs.memory(program)
-            total = float(found.total) if found else 0.0
+            memory = program_costs.memory(program)
+            total = float(memory.total) if memory else 0.0
         seconds = time.perf_counter() - began
-        verdict = "fits" if program and self.has(total) else "does not fit"
-        self.say(f"  {amount(total)} a device, {verdict} ({seconds:.0f} s)")
+        result = "fits" if program and self.fits(total) else "does not fit"
+        self.say(f"  {amount(total)} a device, {result} ({seconds:.0f} s)")
         return program, total if program else max(total, self.limit or 0.0) + 1
 
-    def has(self, total: float) -> bool:
-        """Whether there is room for so many bytes."""
+    def fits(self, total: float) -> bool:
+        """Whether so many bytes fit into the memory of a device."""
         return self.limit is None or total <= self.limit
 
     def largest_batch(self, need: float, most: int, tries: int) -> tuple[int, float]:
-        """The largest batch of these settings that was seen to fit, and its bytes.
+        """Search for the largest batch that fits; returns (batch, bytes of a device).
 
-        A line through what two batches need leads to the next, which is compiled.
+        Memory grows almost linearly with the batch, so a secant through two known
+        batches gives the next one to compile.
 
         Args:
-          need: bytes of a device with the batch as it is.
+          need: bytes of a device with the configured batch.
           most: the largest batch that there is data for.
-          tries: how many programs to compile at most.
+          tries: maximum number of compilations.
 
         Returns:
-          Batch and bytes; (0, 0) where none of those tried fits.
+          (0, 0) if no batch that was tried fits.
         """
-        config = self.blueprint.config
-        state = float(size_of(self.blueprint.abstract_state))
+        config = self.programs.config
+        state = float(size_of(self.programs.abstract_state))
         points = {0: state, config.batch_size: need}
-        multiple = batch_multiple(config, self.blueprint.mesh.size)
+        multiple = batch_multiple(config, self.programs.mesh.size)
         for _ in range(tries):
             guess = _next(points, self.limit, multiple, most)
             if guess is None:
                 break
             larger = replace(config, batch_size=guess)
             _, points[guess] = self.compile(larger, f"batch_size={guess}")
-        fitting = [size for size, total in points.items() if size and self.has(total)]
+        fitting = [size for size, total in points.items() if size and self.fits(total)]
         best = max(fitting, default=0)
         return best, points[best] if best else 0.0
 
     def remedies(self, need: float, temporaries: float) -> Iterator[tuple[str, Any]]:
-        """(words, settings) of what may make room, the cheapest in time first.
+        """(description, settings) of changes that save memory, the fastest first.
 
         Args:
-          need: bytes of a device with the settings as they are.
-          temporaries: those of them that shrink with the part of the batch that goes
-            through the network at a time.
+          need: bytes of a device with the configured settings.
+          temporaries: the part of `need` that shrinks with the micro-batch.
         """
-        config = self.blueprint.config
-        lean = replace(config, model=replace(config.model, dtype="bfloat16"))
-        kept = replace(config, model=replace(config.model, remat=True))
+        config = self.programs.config
+        bfloat16 = replace(config, model=replace(config.model, dtype="bfloat16"))
+        remat = replace(config, model=replace(config.model, remat=True))
         if config.model.dtype != "bfloat16":
-            yield "model.dtype=bfloat16", lean
+            yield "model.dtype=bfloat16", bfloat16
         micro = self._micro_batch(need, temporaries)
         if not config.model.remat:
-            yield "model.remat=True", kept
+            yield "model.remat=True", remat
         if micro:
             parts = replace(config, micro_batch_size=micro)
             yield f"micro_batch_size={micro}", parts
-            all_three = replace(parts, model=replace(lean.model, remat=True))
+            all_three = replace(parts, model=replace(bfloat16.model, remat=True))
             if all_three != parts:
                 words = f"micro_batch_size={micro}, model.dtype=bfloat16"
                 yield f"{words}, model.remat=True", all_three
 
     def _micro_batch(self, need: float, temporaries: float) -> int | None:
-        """The largest part of the batch that there should well be room for."""
-        config, devices = self.blueprint.config, self.blueprint.mesh.size
+        """The largest micro-batch that should fit, with 10% of the memory to spare."""
+        config, devices = self.programs.config, self.programs.mesh.size
         size, now = config.batch_size, config.micro_batch_size or config.batch_size
         parts = [n for n in range(devices, now, devices) if size % n == 0]
         spare = 0.9 * (self.limit or math.inf) - (need - temporaries)
@@ -123,7 +123,7 @@ class MemoryFit:
 
 
 def batch_multiple(config: RunConfig, devices: int) -> int:
-    """What batches must be a multiple of: whole groups on every device."""
+    """The number that batches must be a multiple of: whole groups on each device."""
     group = config.instances_per_class if config.sampler in OF_CLASSES else 1
     multiple = devices * (4 if config.sampler == "pairs" else group)
     return math.lcm(multiple, config.micro_batch_size or 1)
@@ -132,21 +132,22 @@ def batch_multiple(config: RunConfig, devices: int) -> int:
 def _next(
     points: dict[int, float], limit: float, multiple: int, most: int
 ) -> int | None:
-    """The next batch to try; None where one that fits is as good as the largest."""
+    """The next batch to try; None once the largest known fit is good enough."""
     most = most // multiple * multiple
     below = max((size for size, total in points.items() if total <= limit), default=0)
     above = min((size for size in points if size > below), default=None)
-    guess = _on_line(points, limit, most)
+    guess = _secant(points, limit, most)
     guess = min(guess // multiple * multiple, most)
     if above is not None and guess >= above:
         guess = (below + above) // 2 // multiple * multiple
-    return guess if guess > below * (1 + _CLOSE) else None
+    return guess if guess > below * (1 + _TOLERANCE) else None
 
 
-def _on_line(points: dict[int, float], limit: float, most: int) -> int:
-    """Where a line through the two points next to the limit reaches it."""
+def _secant(points: dict[int, float], limit: float, most: int) -> int:
+    """Where a line through the two points nearest to the limit reaches it."""
     known = sorted((size for size, total in points.items() if math.isfinite(total)))
-    known = known[1:] if len(known) > 2 else known  # 0 images were never compiled
+    # The point of 0 images is an estimate, not a compiled program.
+    known = known[1:] if len(known) > 2 else known
     if len(known) < 2:
         return most
     known.sort(key=lambda size: abs(points[size] - limit))
@@ -156,5 +157,5 @@ def _on_line(points: dict[int, float], limit: float, most: int) -> int:
 
 
 def size_of(tree: Any) -> int:
-    """Bytes of arrays, or of their shapes."""
+    """Bytes of a tree of arrays or of their shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,4 +1,4 @@
-"""The devices that a plan is made for: those that are here, or a TPU topology's."""
+"""The devices to plan for: present ones or a TPU topology, with published figures."""
 
 import importlib.util
 import math
@@ -17,14 +17,14 @@ EXAMPLES = "v5e:4x4, v5e:16x16, v6e:8x8, v4:2x2x4, v5p:4x4x4"
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What is published of one chip, per second where it is a rate.
+class ChipSpec:
+    """Published figures of one chip.
 
     Attributes:
-      flops: peak of bfloat16 products.
+      flops: peak FLOP/s in bfloat16.
       memory: bytes.
-      bandwidth: bytes to and from the memory.
-      interconnect: bytes that it sends to its neighbours, all links together.
+      bandwidth: bytes/s to and from the memory.
+      interconnect: bytes/s sent to other chips, all links together.
     """
 
     flops: float
@@ -37,26 +37,26 @@ class Figures:
 # interconnect as these pages first gave it, in one direction: 2400, 1600, 4800 and 3200
 # Gbit/s. Where both directions are added up the same pages say twice that.
 PUBLISHED = {
-    "v4": Figures(275e12, 32 * 2**30, 1228e9, 300e9),
-    "v5e": Figures(197e12, 16 * 2**30, 819e9, 200e9),
-    "v5p": Figures(459e12, 95 * 2**30, 2765e9, 600e9),
-    "v6e": Figures(918e12, 32 * 2**30, 1640e9, 400e9),
+    "v4": ChipSpec(275e12, 32 * 2**30, 1228e9, 300e9),
+    "v5e": ChipSpec(197e12, 16 * 2**30, 819e9, 200e9),
+    "v5p": ChipSpec(459e12, 95 * 2**30, 2765e9, 600e9),
+    "v6e": ChipSpec(918e12, 32 * 2**30, 1640e9, 400e9),
 }
 
 
-# TPU makes a float32 product at the highest precision of six bfloat16 ones.
+# A TPU computes a float32 product at the highest precision as six bfloat16 products.
 PASSES = 6
 
 
 @dataclass(frozen=True)
-class Expected:
-    """A step's time by published figures, in seconds.
+class StepEstimate:
+    """Estimated time of a step from published figures, in seconds.
 
     Attributes:
-      products: of all products at the assumed utilization.
-      losses: the share of them that is the losses'.
-      memory: to move what the compiler says is read and written.
-      between: to send what collectives send.
+      products: all matrix products at the assumed utilization.
+      losses: the part of `products` in the losses.
+      memory: reading and writing device memory.
+      between: collectives between chips.
     """
 
     products: float
@@ -69,37 +69,37 @@ class Expected:
         return max(self.products, self.memory) + self.between
 
 
-def expected(
-    figures: Figures,
+def estimate_step(
+    spec: ChipSpec,
     utilization: float,
     *,
     flops: float,
     loss_flops: float,
     moved: float,
     sent: float,
-) -> Expected:
-    """The time of a step on one chip; all arguments are of one chip too.
+) -> StepEstimate:
+    """Estimate the time of a step; all arguments are for one chip.
 
     Args:
-      figures: of the chip.
-      utilization: share of its peak that products reach.
-      flops: of all products.
-      loss_flops: those of them that are the losses', in float32.
-      moved: bytes to and from its memory.
+      spec: the chip.
+      utilization: share of the peak that products reach.
+      flops: FLOPs of all products.
+      loss_flops: those of them that the losses compute in float32.
+      moved: bytes to and from memory.
       sent: bytes to other chips.
     """
-    rate = figures.flops * utilization
+    rate = spec.flops * utilization
     losses = PASSES * loss_flops / rate
-    return Expected(
+    return StepEstimate(
         products=(flops - loss_flops) / rate + losses,
         losses=losses,
-        memory=moved / figures.bandwidth,
-        between=sent / figures.interconnect,
+        memory=moved / spec.bandwidth,
+        between=sent / spec.interconnect,
     )
 
 
-# What libtpu is told where it only compiles: to ask no machine what it is, not to
-# complain of that, and not to keep other processes away.
+# For libtpu when it only compiles: do not query the metadata server, do not warn about
+# that, and do not lock other processes out.
 _WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -112,43 +112,43 @@ class Target:
     """Devices to plan for.
 
     Attributes:
-      mesh: of them.
-      memory: bytes of one of them that programs may use; None where nobody tells.
-      title: what they are, in words.
-      figures: of chips that are not here; None of those that are.
+      mesh: the devices.
+      memory: bytes of one device that programs may use; None if unknown.
+      title: a description of the devices.
+      spec: published figures of absent chips; None for present devices.
     """
 
     mesh: Mesh
     memory: float | None
     title: str
-    figures: Figures | None = None
+    spec: ChipSpec | None = None
 
 
-def here() -> Target:
-    """The devices of this run, all hosts together."""
+def present_devices() -> Target:
+    """The devices that JAX sees, on all hosts."""
     mesh = meshes.make_mesh()
     device = mesh.local_devices[0]
     if device.platform == "cpu":
         memory, sharing = free_memory(), mesh.local_mesh.size
-        said = f"{amount(memory)} free" if memory else "memory unknown"
-        said += f", shared by {sharing}" if sharing > 1 else ""
-        memory = memory and least(memory / sharing)
+        description = f"{amount(memory)} free" if memory else "memory unknown"
+        description += f", shared by {sharing}" if sharing > 1 else ""
+        memory = memory and minimum_over_hosts(memory / sharing)
     else:
         memory = (device.memory_stats() or {}).get("bytes_limit")
-        said = f"{amount(memory)} each" if memory else "memory unknown"
-    return Target(mesh, memory, f"{mesh.size} x {device.device_kind}, {said}")
+        description = f"{amount(memory)} each" if memory else "memory unknown"
+    return Target(mesh, memory, f"{mesh.size} x {device.device_kind}, {description}")
 
 
 def topology(name: str) -> Target:
-    """TPU chips that need not be here; programs can be compiled for them.
+    """Absent TPU chips, for which programs can be compiled ahead of time.
 
-    Must be called before the first use of a device, which it takes to be a CPU.
+    Must be called before the first use of a device; it sets JAX's platform to CPU.
 
     Raises:
-      InputError: libtpu is missing, or there are no such chips.
+      InputError: libtpu is missing, or the topology does not exist.
     """
-    figures = PUBLISHED.get(name.partition(":")[0])
-    if figures is None:
+    spec = PUBLISHED.get(name.partition(":")[0])
+    if spec is None:
         raise InputError(_unknown(name, f"chips are {', '.join(PUBLISHED)}"))
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
@@ -156,23 +156,23 @@ def topology(name: str) -> Target:
             "installed: pip install 'metricjax[plan]'."
         )
     jax.config.update("jax_platforms", "cpu")
-    for name_of, value in _WITHOUT_TPU.items():
-        os.environ.setdefault(name_of, value)
+    for variable, value in _WITHOUT_TPU.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     # The two cores of a v4 or v5p chip as one device, as Cloud TPU sets them up.
     cores = {"chip_config_name": "megacore"} if name.startswith(("v4", "v5p")) else {}
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=name, **cores
         )
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(_unknown(name, reason)) from error
-    devices = np.array(found.devices).reshape(-1)
+    devices = np.array(description.devices).reshape(-1)
     mesh = Mesh(devices, (meshes.AXIS,), axis_types=(AxisType.Auto,))
-    title = f"{name}, {len(devices)} chips of {amount(figures.memory)} each, not here"
-    return Target(mesh, figures.memory, title, figures)
+    title = f"{name}, {len(devices)} chips of {amount(spec.memory)} each, not here"
+    return Target(mesh, spec.memory, title, spec)
 
 
 def _unknown(name: str, reason: str) -> str:
@@ -183,7 +183,7 @@ def _unknown(name: str, reason: str) -> str:
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine could still give to programs; None where it hides it."""
+    """Bytes of free memory on this machine; None if the system does not report it."""
     try:
         with open("/proc/meminfo") as lines:
             free = dict(line.split(":", 1) for line in lines)["MemAvailable"]
@@ -192,15 +192,15 @@ def free_memory() -> int | None:
         return None
 
 
-def least(value: float) -> float:
-    """The least of all hosts' values, so that they go on alike; all must ask."""
+def minimum_over_hosts(value: float) -> float:
+    """The smallest of all hosts' values, so that all continue alike; all must call."""
     if jax.process_count() == 1:
         return value
     return float(multihost_utils.process_allgather(np.float32(value)).min())
 
 
 def amount(size: float) -> str:
-    """Bytes in words."""
+    """Bytes as text: `1.5 GiB`."""
     if not math.isfinite(size):
         return "too much"
     if size < 2**30:

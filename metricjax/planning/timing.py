@@ -1,4 +1,4 @@
-"""A few steps, and a search, tried on random data: how long, how much memory."""
+"""Measures time and memory of a few training steps and a search, on random data."""
 
 import ctypes
 import re
@@ -13,25 +13,25 @@ import jax
 import numpy as np
 
 from metricjax.evaluation import neighbors
-from metricjax.planning.hardware import least
+from metricjax.planning.hardware import minimum_over_hosts
 from metricjax.runtime import mesh as meshes
 from metricjax.training.run import Run
 
-# A first step longer than this many seconds is followed by one alone.
+# If the first step takes longer than this many seconds, only one more is run.
 _LONG = 20.0
-# Of a search that is tried.
+# Size of the search that is timed.
 _QUERIES, _GALLERY = 1024, 4096
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured.
+    """Measured time and memory of training steps.
 
     Attributes:
-      seconds: of a step, the mean of those that count.
-      steps: how many that are; one before them does not count.
-      memory: bytes of one device, at most, beyond what was in use before; None where
-        nobody tells. On CPU it is the growth of this process, shared by its devices.
+      seconds: mean time of a step.
+      steps: number of steps in the mean; one warm-up step is not among them.
+      memory: peak bytes of one device beyond what was in use before; None if unknown.
+        On CPU it is the growth of this process divided by its devices.
     """
 
     seconds: float
@@ -43,8 +43,8 @@ def run_steps(run: Run, program: Any) -> Timing:
     """Run some steps of the training step on random images.
 
     Args:
-      run: opened on devices that are here.
-      program: as `TrainPrograms.lower_train_step` and `compile` make it.
+      run: opened on present devices.
+      program: the compiled `TrainPrograms.lower_train_step`.
     """
     rng = np.random.default_rng(0)
     mine = run.config.batch_size // jax.process_count()
@@ -54,8 +54,8 @@ def run_steps(run: Run, program: Any) -> Timing:
         ),
         "labels": run.train.labels[run.sampler[0]][:mine],
     }
-    jax.block_until_ready(run.init_state())  # compiles, which is not to be measured
-    peak = _watch_memory(run.programs.mesh)
+    jax.block_until_ready(run.init_state())  # compiled before measuring starts
+    peak = _start_memory_peak(run.programs.mesh)
     state = run.init_state()
 
     def step(state):
@@ -68,18 +68,19 @@ def run_steps(run: Run, program: Any) -> Timing:
 
     state, first = step(state)
     seconds = []
-    for _ in range(3 if least(first) < _LONG else 1):
+    for _ in range(3 if minimum_over_hosts(first) < _LONG else 1):
         state, taken = step(state)
         seconds.append(taken)
     return Timing(sum(seconds) / len(seconds), len(seconds), peak())
 
 
 def search_seconds(dim: int, queries: int, gallery: int) -> float:
-    """How long it takes to find neighbours, from a small part of them.
+    """Estimated time of an exact nearest-neighbour search, from a small one.
 
     Args:
-      dim: numbers of an embedding.
-      queries, gallery: how many there are.
+      dim: embedding dimension.
+      queries: number of queries.
+      gallery: number of gallery embeddings.
     """
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(_GALLERY, dim)).astype(np.float32)
@@ -91,26 +92,26 @@ def search_seconds(dim: int, queries: int, gallery: int) -> float:
     return taken * (queries / _QUERIES) * (gallery / _GALLERY)
 
 
-def _watch_memory(mesh: jax.sharding.Mesh) -> Callable[[], float | None]:
-    """What one device uses at most from now on, when asked."""
+def _start_memory_peak(mesh: jax.sharding.Mesh) -> Callable[[], float | None]:
+    """A function that returns the peak memory of one device since this call."""
     device = mesh.local_devices[0]
     if device.platform != "cpu":
         before = device.memory_stats() or {}
 
         def peak():
-            # Nothing makes it forget an earlier peak, such as that of a search for
-            # the fastest kernels.
-            found = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
-            if found <= before.get("peak_bytes_in_use", 0):
+            # The peak cannot be reset. If autotuning of kernels or the like has used
+            # more than the steps, nothing is known about them.
+            highest = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+            if highest <= before.get("peak_bytes_in_use", 0):
                 return None
-            return found - before.get("bytes_in_use", 0)
+            return highest - before.get("bytes_in_use", 0)
 
         return peak
     with suppress(AttributeError, OSError, TypeError):
-        # What compiling left behind would be used again and seem to cost nothing.
+        # Memory left by the compiler would be reused and not count as growth.
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
     before = _resident("VmRSS")
 
     def growth():
@@ -123,10 +124,10 @@ def _watch_memory(mesh: jax.sharding.Mesh) -> Callable[[], float | None]:
 
 
 def _resident(name: str) -> int | None:
-    """Bytes of this process: now ("VmRSS") or at most ("VmHWM")."""
+    """Resident bytes of this process: current ("VmRSS") or peak ("VmHWM")."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    found = re.search(rf"{name}:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(rf"{name}:\s+(\d+) kB", status)
+    return int(match[1]) * 1024 if match else None

@@ -8,6 +8,8 @@ are busy, broken or missing.
 import json
 import platform
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from metricjax.runtime import _jax_internals
@@ -51,3 +53,12 @@ def gather(topic: str, value: Any) -> list[tuple[str, Any]]:
 def is_first() -> bool:
     """Whether this is host 0, which writes files on behalf of all."""
     return _jax_internals.state.process_id == 0
+
+
+def printer() -> Callable[[str], None]:
+    """`print` on host 0; on the others a function that prints nothing."""
+    return partial(print, flush=True) if is_first() else _ignore
+
+
+def _ignore(sentence: str) -> None:
+    """Print nothing."""

@@ -1,7 +1,7 @@
-"""Checkpoints: the latest ones and the best, written beside the run, read back checked.
+"""Checkpoints: save asynchronously, keep the latest two and the best, restore checked.
 
-A checkpoint carries a digest of what it holds. One that was cut short or damaged is
-found out when it is read, and the run goes on from the one before.
+Every checkpoint stores a digest of its arrays. A truncated or damaged one is detected
+when it is restored, and the run resumes from the one before.
 """
 
 import hashlib
@@ -26,17 +26,19 @@ from metricjax.errors import InputError, disk_errors
 from metricjax.runtime import exchange
 from metricjax.runtime.mesh import to_host
 
-_KEPT = 2
+# How many of the latest checkpoints are kept. Two, so that a damaged last one costs
+# one interval and not the run.
+_LATEST = 2
 
 
 @contextmanager
 def _writing(directory: Path) -> Iterator[None]:
-    """A full disk as one sentence, and nothing behind it."""
+    """Turn a full disk into an `InputError`, without warnings after it."""
     try:
         with disk_errors(directory):
             yield
     except InputError:
-        # What orbax was still to write is dropped, of which Python warns as it ends.
+        # Orbax drops its pending writes; Python would warn about them at exit.
         warnings.filterwarnings(
             "ignore", "coroutine .* was never awaited", RuntimeWarning
         )
@@ -57,14 +59,14 @@ def digest(tree: Any) -> str:
 class Checkpoints:
     """The checkpoints of one run: its two latest and the best so far.
 
-    Saving copies the state from the devices and returns; writing goes on behind. Use as
-    a context manager, or call `close`, so that the last write is waited for.
+    `save` copies the state from the devices and returns; a background thread writes it.
+    Use as a context manager, or call `close`, to wait for the last write.
 
     Args:
-      directory: created when the first checkpoint is saved.
-      metric: the validation metric that `best` goes by, larger is better.
-      own: whether each host has such a directory for itself; then the first alone saves
-        into its own. By default all share one.
+      directory: for the checkpoints; created when needed.
+      metric: the validation metric that selects the best; larger is better.
+      own: whether each host has a directory of its own; then only host 0 saves. By
+        default all hosts share one and write it together.
     """
 
     def __init__(self, directory: Path, metric: str, own: bool = False):
@@ -73,7 +75,7 @@ class Checkpoints:
         _quieten_orbax()
         policy = preservation_policy.AnyPreservationPolicy(
             [
-                preservation_policy.LatestN(_KEPT),
+                preservation_policy.LatestN(_LATEST),
                 preservation_policy.BestN(
                     get_metric_fn=lambda metrics: metrics[metric],
                     reverse=False,
@@ -89,7 +91,7 @@ class Checkpoints:
                 best_fn=lambda metrics: metrics[metric],
                 create=not own,
                 cleanup_tmp_directories=True,
-                multiprocessing_options=_alone() if own else _together(),
+                multiprocessing_options=_single_host() if own else _all_hosts(),
             ),
         )
 
@@ -110,7 +112,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    # Of arrays that other hosts have as well, they write a part.
+                    # With a shared directory, each host writes a part of the arrays.
                     state=ocp.args.StandardSave(host if self._own else state),
                     about=ocp.args.JsonSave({"sha256": digest(host)}),
                 ),
@@ -121,16 +123,16 @@ class Checkpoints:
     def restore_latest(
         self, abstract: Any, say: Callable[[str], None]
     ) -> tuple[int, Any] | None:
-        """The newest checkpoint that can be read whole, as (step, state).
+        """Restore the newest readable checkpoint, as (step, state).
 
         Args:
-          abstract: shapes, types and shardings of the state to make; the devices may be
-            others than those that saved it.
-          say: called with a sentence for every checkpoint that had to be passed over;
-            it is renamed to STEP.unreadable, so that the run can save that step again.
+          abstract: shapes, types and shardings of the state to restore; the devices may
+            differ from those that saved it.
+          say: called with a sentence for every checkpoint that cannot be restored. It
+            is renamed to STEP.unreadable, so that the run can save that step again.
 
         Returns:
-          None where there is no readable checkpoint.
+          None if there is no readable checkpoint.
         """
         steps = self._steps()
         for step, before in zip_longest(steps, steps[1:]):
@@ -148,12 +150,12 @@ class Checkpoints:
     def restore_best(
         self, abstract: Any, say: Callable[[str], None]
     ) -> tuple[int, Any] | None:
-        """The readable checkpoint with the best validation metric, as (step, state).
+        """Restore the best readable checkpoint by validation, as (step, state).
 
-        Among equals it is the latest. Arguments as for `restore_latest`.
+        Ties go to the latest. Arguments as for `restore_latest`.
         """
-        found = {step: self._manager.metrics(step) for step in self._steps()}
-        scores = {s: m[self._metric] for s, m in found.items() if m is not None}
+        metrics = {step: self._manager.metrics(step) for step in self._steps()}
+        scores = {s: m[self._metric] for s, m in metrics.items() if m is not None}
         for step in sorted(scores, key=lambda s: (scores[s], s), reverse=True):
             state, reason = self._read(step, abstract)
             if not reason:
@@ -165,12 +167,12 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Wait until what was saved is written."""
+        """Wait until all saved checkpoints are written."""
         with _writing(self._directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for the last write and let go of the directory."""
+        """Wait for the last write and release the directory."""
         with _writing(self._directory):
             self._manager.close()
 
@@ -178,7 +180,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def _set_aside(self, step: int) -> None:
-        """Rename a checkpoint, so that it is one no more but still there."""
+        """Rename a damaged checkpoint, so that it is ignored but not lost."""
         if self._own or jax.process_index() == 0:
             aside = self._directory / f"{step}.unreadable"
             shutil.rmtree(aside, ignore_errors=True)
@@ -187,14 +189,17 @@ class Checkpoints:
         self._manager.reload()
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, str]:
-        """(state, "") or (None, why not), alike on all hosts."""
-        state, reason = self._read_here(step, abstract)
-        for host, said in exchange.gather("checkpoint", reason):
-            if said:
-                return None, said if said == reason else f"on {host}: {said}"
+        """(state, "") or (None, the reason), the same decision on all hosts.
+
+        A host that read it alone would resume at another step than the rest.
+        """
+        state, reason = self._read_on_this_host(step, abstract)
+        for host, failure in exchange.gather("checkpoint", reason):
+            if failure:
+                return None, failure if failure == reason else f"on {host}: {failure}"
         return state, ""
 
-    def _read_here(self, step: int, abstract: Any) -> tuple[Any, str]:
+    def _read_on_this_host(self, step: int, abstract: Any) -> tuple[Any, str]:
         try:
             restored = self._manager.restore(
                 step,
@@ -211,8 +216,8 @@ class Checkpoints:
         return restored["state"], ""
 
 
-def _alone() -> ocp.options.MultiprocessingOptions:
-    """For a manager that knows of no other host."""
+def _single_host() -> ocp.options.MultiprocessingOptions:
+    """For a manager that does not synchronize with other hosts."""
     index = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=index,
@@ -221,12 +226,12 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _together() -> ocp.options.MultiprocessingOptions:
+def _all_hosts() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions()
 
 
 def _reason(error: BaseException) -> str:
-    """What an exception says at its root, in one short line."""
+    """The message of an exception's root cause, in one short line."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error.args[0]) if error.args else str(error)
@@ -236,14 +241,14 @@ def _reason(error: BaseException) -> str:
 
 @cache
 def _quieten_orbax() -> None:
-    """Let orbax raise what it has to say, and no more.
+    """Suppress orbax's logs and stray tracebacks; its exceptions remain.
 
-    It logs pages before it raises that a write failed, and the reads and writes that
-    were under way beside it print tracebacks of their own at any later time.
+    Before it raises a failed write, orbax logs pages about it. Other reads and writes
+    in progress at that time print tracebacks of their own, at any later time.
     """
     hook = sys.unraisablehook
 
-    def worth_saying(record: logging.LogRecord) -> bool:
+    def is_wanted(record: logging.LogRecord) -> bool:
         stray = "exception was never retrieved" in str(record.msg)
         return "orbax" not in record.pathname and not stray
 
@@ -254,5 +259,5 @@ def _quieten_orbax() -> None:
             hook(unraisable)
 
     for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(worth_saying)
+        logging.getLogger(name).addFilter(is_wanted)
     sys.unraisablehook = quieter_hook

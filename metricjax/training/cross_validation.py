@@ -1,8 +1,8 @@
-"""Class-disjoint cross-validation: a run for each part of the training classes.
+"""Class-disjoint cross-validation (`metricjax folds`): one run for each fold.
 
-Each fold holds out its part to choose the checkpoint, and all are judged on the test
-classes: alone, whose mean has a t-interval over folds, and with their embeddings side
-by side.
+Each fold holds out its part of the training classes to select the checkpoint. All are
+evaluated on the test classes: separately, with the mean and its t-interval over folds,
+and with their embeddings concatenated.
 """
 
 import dataclasses
@@ -28,40 +28,40 @@ from metricjax.storage.directories import open_storage
 from metricjax.training import loop
 from metricjax.training.run import open_data
 
-# Of each fold, in the summary beside its metrics.
-_KEPT = ("selected_step", "validation", "queries", "parameters_sha256")
+# Copied from each fold's results into the summary, beside its metrics.
+_COPIED = ("selected_step", "validation", "queries", "parameters_sha256")
 
 
 def train_folds(config: RunConfig, workdir: Path | str, name: str) -> bool:
-    """Train, or go on training, a run for each fold, and sum them up.
+    """Train or resume a run for each fold, and summarize them.
 
     Args:
       config: the settings; `data.folds` is 2 or more.
-      workdir: the run of fold i is in its `fold{i}`; results.json and table.md of all
-        are written there.
+      workdir: fold i is the run in `workdir/fold{i}`; the summary is written to
+        results.json and table.md.
       name: what to call the config.
 
     Returns:
-      False if a run was asked to stop and saved itself instead.
+      False if a run was asked to stop and saved a checkpoint.
 
     Raises:
-      InputError: whatever the user can mend.
+      InputError: a mistake in settings, data or environment that the user can fix.
 
     Source:
       Musgrave, Belongie and Lim, A Metric Learning Reality Check (ECCV 2020), section
-      3, "separated" (the mean) and "concatenated" (side by side).
+      3, "separated" (the mean) and "concatenated".
     """
     _check(config, workdir)
-    say = print if jax.process_index() == 0 else _silent
+    say = exchange.printer()
     addresses = [f"{workdir}/fold{number}" for number in range(config.data.folds)]
     for number, address in enumerate(addresses):
         say(f"fold {number}, one of {config.data.folds}: {address}")
         data = dataclasses.replace(config.data, fold=number)
-        place = address if isinstance(workdir, str) else Path(address)
+        fold_workdir = address if isinstance(workdir, str) else Path(address)
         fold = dataclasses.replace(config, data=data)
-        if not loop.train(fold, place, f"{name}, fold {number}"):
+        if not loop.train(fold, fold_workdir, f"{name}, fold {number}"):
             return False
-    exchange.gather("folds", None)  # The first host is the last to have written.
+    exchange.gather("folds", None)  # A barrier: host 0 has written its files.
     _summarize(config, workdir, name, addresses, say)
     return True
 
@@ -85,10 +85,10 @@ def _check(config: RunConfig, workdir: Path | str) -> None:
 
 
 def _summarize(config, workdir, name, addresses: list[str], say) -> None:
-    """Write and print what all folds say together."""
+    """Evaluate the folds together; write and print the summary."""
     dataset = open_data(config)
     runs = [TrainedModel.open(address) for address in addresses]
-    joined = _side_by_side(runs, dataset)
+    joined = _concatenated(runs, dataset)
     folds = [run.results for run in runs]
     metrics = [key for key in folds[0]["intervals"] if key in folds[0]]
     values = {key: np.array([fold[key] for fold in folds]) for key in metrics}
@@ -99,11 +99,11 @@ def _summarize(config, workdir, name, addresses: list[str], say) -> None:
     together["dim"] = joined.embeddings.shape[1]
     results: dict[str, Any] = {
         "protocol": f"{len(runs)} class-disjoint folds of the training classes",
-        "mean": {key: float(of.mean()) for key, of in values.items()},
-        "intervals": {key: t_interval(of) for key, of in values.items()},
+        "mean": {key: float(each.mean()) for key, each in values.items()},
+        "intervals": {key: t_interval(each) for key, each in values.items()},
         "concatenated": together,
         "folds": [
-            {key: fold[key] for key in (*metrics, "intervals", *_KEPT)}
+            {key: fold[key] for key in (*metrics, "intervals", *_COPIED)}
             for fold in folds
         ],
         "config": name,
@@ -114,22 +114,22 @@ def _summarize(config, workdir, name, addresses: list[str], say) -> None:
     if jax.process_index() != 0:
         return
     table = _table(results)
-    place = open_storage(workdir)
-    place.write("table.md", table.encode())
-    place.write("results.json", (json.dumps(results, indent=1) + "\n").encode())
+    storage = open_storage(workdir)
+    storage.write("table.md", table.encode())
+    storage.write("results.json", (json.dumps(results, indent=1) + "\n").encode())
     say(f"\n{table}\nresults: {workdir}/results.json")
 
 
-def _side_by_side(runs: list[TrainedModel], dataset: Dataset) -> Embedded:
-    """The embeddings of all runs as one, of unit length."""
-    found = [run.embed(dataset.test) for run in runs]
-    rows = np.concatenate([one.embeddings for one in found], axis=1)
-    valid = np.logical_and.reduce([one.valid for one in found])
-    return Embedded(rows / np.float32(np.sqrt(len(found))), valid)
+def _concatenated(runs: list[TrainedModel], dataset: Dataset) -> Embedded:
+    """The embeddings of all runs concatenated, of unit length."""
+    parts = [run.embed(dataset.test) for run in runs]
+    rows = np.concatenate([part.embeddings for part in parts], axis=1)
+    valid = np.logical_and.reduce([part.valid for part in parts])
+    return Embedded(rows / np.float32(np.sqrt(len(parts))), valid)
 
 
 def _table(results: dict[str, Any]) -> str:
-    """Markdown: each fold, their mean, their embeddings joined."""
+    """Markdown table: each fold, their mean, their concatenated embeddings."""
     folds, together = results["folds"], results["concatenated"]
     rows = [["", *(TITLES[metric] for metric in METRICS)]]
     for number, fold in enumerate(folds):
@@ -147,7 +147,3 @@ def _table(results: dict[str, Any]) -> str:
 
 def _cells(values, intervals) -> list[str]:
     return [plain(Estimate(values[m], *intervals[m]), "") for m in METRICS]
-
-
-def _silent(sentence: str) -> None:
-    """Hosts but the first say nothing."""

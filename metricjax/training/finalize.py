@@ -1,4 +1,4 @@
-"""The end of a run: test images evaluated, and the files that are left."""
+"""The end of a run: evaluate the test classes, write results and report."""
 
 import importlib.metadata
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from metricjax.comparison import per_query as outcomes
+from metricjax.comparison import per_query
 from metricjax.config.parsing import to_dict
 from metricjax.errors import counted, disk_errors
 from metricjax.explorer import explorer_page
@@ -34,23 +34,22 @@ def finish(
     began: float,
     say: Callable[[str], None],
 ) -> None:
-    """Judge the selected parameters on the test classes; write all that is left.
+    """Evaluate the selected parameters on the test classes; write all result files.
 
     Args:
-      run: what was trained.
-      state: after the last step.
-      selected: the step that held-out classes chose and the state after it; None: the
-        last.
+      run: the run.
+      state: the state after the last step.
+      selected: (step, state) of the best checkpoint; None: use the last.
       floor: Recall@1 of raw pixels.
       name: what to call the config.
       began: `time.perf_counter()` at the start.
-      say: what to do with a sentence.
+      say: prints a sentence.
     """
     selected_step, chosen = selected or (run.config.steps, state)
     test = run.dataset.test
     untrained = run.embed(run.init_state().variables, test)
     trained = run.embed(chosen.variables, test)
-    results, per_query = _judged(run, trained, untrained)
+    results, outcomes = _evaluated(run, trained, untrained)
     held_out = None
     if not run.config.evaluation.select_on_test:
         held_out = run.embed(chosen.variables, run.validation), run.validation
@@ -73,23 +72,21 @@ def finish(
         run.programs.model,
         mesh.to_host(chosen.variables),
     )
-    with atomic_file(run.workdir / outcomes.FILE) as temporary:
-        temporary.write_bytes(outcomes.pack(per_query, test))
+    with atomic_file(run.workdir / per_query.FILE) as temporary:
+        temporary.write_bytes(per_query.pack(outcomes, test))
     results_path = run.workdir / "results.json"
     write_atomically(results_path, json.dumps(results, indent=1) + "\n")
-    learnt = mesh.to_host((chosen.variables, state.proxies, state.objective))
+    learned = mesh.to_host((chosen.variables, state.proxies, state.objective))
     embedded = untrained, trained
-    report = _pages(run, embedded, per_query, learnt, verification, results, history)
-    say(_told(results))
-    if len(run.skipped):
-        unreadable = run.skipped.items()
-        images = counted(len(unreadable), "image")
-        say(f"{images} could not be read, the first {unreadable[0][0]}")
+    report = _write_pages(
+        run, embedded, outcomes, learned, verification, results, history
+    )
+    _print_results(run, results, say)
     say(f"results: {results_path}\nreport: {report}")
 
 
-def _judged(run, trained, untrained):
-    """What test classes say: results, and those of each query."""
+def _evaluated(run, trained, untrained):
+    """(results on the test classes, outcome of each query)."""
     test, evaluation = run.dataset.test, run.config.evaluation
     evaluate = partial(
         evaluate_split.evaluate,
@@ -100,7 +97,7 @@ def _judged(run, trained, untrained):
         by_class=True,
     )
     results = evaluate(trained, per_query=True)
-    per_query = results.pop("per_query")
+    outcomes = results.pop("per_query")
     results |= evaluate_split.cluster(
         trained, test, evaluation, run.config.seed, run.programs.mesh
     )
@@ -108,11 +105,11 @@ def _judged(run, trained, untrained):
     if learners > 1:
         each = evaluate_split.evaluate_learners(trained, test, evaluation, learners)
         results["learners"] = each
-    return results | {"untrained": evaluate(untrained)}, per_query
+    return results | {"untrained": evaluate(untrained)}, outcomes
 
 
 def _origin(run, history, selected_step) -> dict:
-    """What results come of: settings, data, how they were selected, versions."""
+    """Where results come from: settings, data, model selection, versions."""
     evaluation = run.config.evaluation
     classes = "test" if evaluation.select_on_test else "held-out training"
     return {
@@ -122,14 +119,16 @@ def _origin(run, history, selected_step) -> dict:
         "selected_on_test": evaluation.select_on_test,
         "seed": run.config.seed,
         "steps": run.config.steps,
-        "dataset": run.describe(),
+        "dataset": run.dataset_summary(),
         "warnings": [x["message"] for x in history if x["kind"] == "warning"],
         "versions": _versions(),
     }
 
 
-def _pages(run, embedded, per_query, learnt, verification, results, history) -> Path:
-    """Write explorer.html and report.html; where the report is."""
+def _write_pages(
+    run, embedded, outcomes, learned, verification, results, history
+) -> Path:
+    """Write explorer.html and report.html; returns the path of the report."""
     test, config = run.dataset.test, run.config
     untrained, trained = embedded
     explorer, report = run.workdir / "explorer.html", run.workdir / "report.html"
@@ -137,14 +136,14 @@ def _pages(run, embedded, per_query, learnt, verification, results, history) -> 
         explorer,
         trained,
         test,
-        per_query,
+        outcomes,
         title=explorer_page.title_of(config.data.root, run.dataset.name),
         seed=config.seed,
         report=report.name,
         threads=config.data.threads,
     )
     queries = evaluate_split.sample_queries(trained, test, config.seed)
-    found = paper_analyses.of_run(run, *learnt, trained, queries, results)
+    analyses = paper_analyses.of_run(run, *learned, trained, queries, results)
     with disk_errors(report):
         page.write(
             report,
@@ -157,23 +156,27 @@ def _pages(run, embedded, per_query, learnt, verification, results, history) -> 
             },
             image=test.read,
             name=lambda index: test.names[index],
-            studies=[*verification, *found],
+            studies=[*verification, *analyses],
             explorer=explorer.name,
         )
     return report
 
 
-def _told(results) -> str:
+def _print_results(run, results, say) -> None:
     low, high = results["intervals"]["recall@1"]
-    return (
+    say(
         f"unseen classes: Recall@1 {results['recall@1']:.3f} (95% interval {low:.3f} "
         f"to {high:.3f}), untrained {results['untrained']['recall@1']:.3f}, raw pixels "
         f"{results['floor']:.3f}"
     )
+    if len(run.skipped):
+        unreadable = run.skipped.items()
+        images = counted(len(unreadable), "image")
+        say(f"{images} could not be read, the first {unreadable[0][0]}")
 
 
 def _last(history, kind, at_step=None) -> dict[str, float]:
-    """The last line of a kind, of one step if it is given, without its kind."""
+    """The values of the last metrics line of a kind, at `at_step` if it is given."""
     for line in reversed(history):
         if line["kind"] == kind and at_step in (None, line["step"]):
             return {name: value for name, value in line.items() if name != "kind"}

@@ -1,4 +1,4 @@
-"""What the hosts of a run tell each other, and what they must agree on to start."""
+"""Checks that all hosts start with the same settings, data, code and workdir."""
 
 import hashlib
 import importlib.metadata
@@ -23,23 +23,25 @@ _REMEDIES = {
     "code": "install the same metricjax on every host.",
     "versions": "install the same versions on every host.",
 }
-# Settings that a host may have for itself.
+# Settings that may differ between hosts.
 _OWN = {f"data.{name}" for name in ("root", "source", "threads", "cache_gib")}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# For how long a file may take to be seen by another host, in seconds.
-_SHARING = 10.0
+# How long a new file may take to appear on another host, in seconds: shared file
+# systems cache directory listings.
+_VISIBLE_WITHIN = 10.0
 
 
 def check_same(config: RunConfig, dataset: Dataset) -> None:
-    """Check that all hosts were started with the same settings, data and programs.
+    """Check that all hosts were started with the same settings, data and code.
 
     Raises:
-      InputError: a host differs from the most; on every host, with the same sentence.
+      InputError: a host differs from the majority; all hosts raise the same error.
     """
     for topic, facts in _facts(config, dataset).items():
-        odd = _odd_one(exchange.gather(topic, facts))
-        if odd:
-            raise InputError(f"{_told(topic, *odd)}: {_REMEDIES[topic]}")
+        difference = _difference(exchange.gather(topic, facts))
+        if difference:
+            sentence = _describe_difference(topic, *difference)
+            raise InputError(f"{sentence}: {_REMEDIES[topic]}")
 
 
 def check_shared(workdir: Path | str) -> None:
@@ -49,18 +51,18 @@ def check_shared(workdir: Path | str) -> None:
       workdir: a directory, or the address of one in a bucket.
 
     Raises:
-      InputError: one does not; on every host, with the same sentence.
+      InputError: one does not; all hosts raise the same error.
     """
     hosts = exchange.gather("token", uuid.uuid4().hex)
     writer, token = hosts[0]
     if len(hosts) == 1:
         return
-    place, file, first = open_storage(workdir), f".{token}", exchange.is_first()
+    storage, file, first = open_storage(workdir), f".{token}", exchange.is_first()
     if first:
-        place.write(file, b"Do the hosts share this directory?\n")
+        storage.write(file, b"Do the hosts share this directory?\n")
     try:
-        exchange.gather("written", None)
-        for name, seen in exchange.gather("seen", _appears(place, file)):
+        exchange.gather("written", None)  # a barrier: look for the file only now
+        for name, seen in exchange.gather("seen", _appears(storage, file)):
             if not seen:
                 raise InputError(
                     f"--workdir {workdir}: {name} does not see what {writer} writes "
@@ -68,20 +70,20 @@ def check_shared(workdir: Path | str) -> None:
                 )
     finally:
         if first:
-            place.remove(file)
+            storage.remove(file)
 
 
-def _appears(place: Storage, name: str) -> bool:
-    until = time.monotonic() + _SHARING
-    while place.read(name) is None:
-        if time.monotonic() > until:
+def _appears(storage: Storage, name: str) -> bool:
+    deadline = time.monotonic() + _VISIBLE_WITHIN
+    while storage.read(name) is None:
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
     return True
 
 
 def _facts(config: RunConfig, dataset: Dataset) -> dict[str, dict[str, Any]]:
-    """By topic, what must be the same: name and value, or name and digest."""
+    """What must be the same on all hosts, by topic: values or digests, by name."""
     settings = flat(to_dict(config))
     return {
         "settings": {k: v for k, v in settings.items() if k not in _OWN},
@@ -112,17 +114,17 @@ def digest_of_code() -> dict[str, str]:
     }
 
 
-def _odd_one(said: list[tuple[str, Any]]) -> tuple | None:
-    """((host, facts) of one that differs from most, (host, facts) of one of these)."""
-    texts = [json.dumps(facts, sort_keys=True) for _, facts in said]
-    # Among equals the first host's counts.
+def _difference(gathered: list[tuple[str, Any]]) -> tuple | None:
+    """((host, facts) that differs from the majority, (host, facts) of the majority)."""
+    texts = [json.dumps(facts, sort_keys=True) for _, facts in gathered]
+    # `most_common` keeps the order of insertion: a tie goes to the first host.
     common, _ = Counter(texts).most_common(1)[0]
-    odd = [one for one, text in zip(said, texts, strict=True) if text != common]
-    return (odd[0], said[texts.index(common)]) if odd else None
+    odd = [one for one, text in zip(gathered, texts, strict=True) if text != common]
+    return (odd[0], gathered[texts.index(common)]) if odd else None
 
 
-def _told(topic: str, odd: tuple, usual: tuple) -> str:
-    """How one host differs, in words."""
+def _describe_difference(topic: str, odd: tuple, usual: tuple) -> str:
+    """A sentence on the first fact in which two hosts differ."""
     (odd_host, odd_facts), (host, facts) = odd, usual
     names = sorted({*odd_facts, *facts})
     name = next(n for n in names if odd_facts.get(n) != facts.get(n))

@@ -1,4 +1,7 @@
-"""A run from its start, or where it stopped, to results.json and report.html."""
+"""The training loop: from a new or interrupted run to results.json and report.html.
+
+Read this file top down to see what a run does, and in which order.
+"""
 
 import signal
 import threading
@@ -12,7 +15,7 @@ import jax
 from metricjax.config.schema import RunConfig
 from metricjax.data import pipeline
 from metricjax.inference import evaluate_split
-from metricjax.runtime import mesh
+from metricjax.runtime import exchange, mesh
 from metricjax.training import host_checks, remote_workdir, step
 from metricjax.training.finalize import finish
 from metricjax.training.metric_writer import MetricWriter
@@ -22,45 +25,45 @@ from metricjax.training.workdir import claim
 
 
 def train(config: RunConfig, workdir: Path | str, name: str) -> bool:
-    """Train, or go on training, and finish with results.json and report.html.
+    """Train from the start or the latest checkpoint, then write results and report.
 
     Args:
       config: the settings.
-      workdir: the run's directory, or the address of one in a bucket; made if absent,
-        resumed from if it holds a run of the same settings.
+      workdir: the run's directory, or the address of one in a bucket; created if
+        absent, resumed if it holds a run of the same settings.
       name: what to call the config in results and report.
 
     Returns:
-      False if the run was asked to stop (SIGTERM, Ctrl-C) and saved itself instead.
+      False if the run was asked to stop (SIGTERM, Ctrl-C) and saved a checkpoint.
 
     Raises:
-      InputError: whatever the user can mend.
+      InputError: a mistake in settings, data or environment that the user can fix.
     """
     began = time.perf_counter()
-    say = print if jax.process_index() == 0 else _silent
-    with remote_workdir.opened(workdir, config, say) as place:
-        finished = _train(config, place, name, began, say)
+    say = exchange.printer()
+    with remote_workdir.opened(workdir, config, say) as opened:
+        finished = _train(config, opened, name, began, say)
         if finished:
-            place.finish()
+            opened.finish()
     return finished
 
 
-def _train(config, place, name, began, say) -> bool:
-    run, workdir = Run.open(config, place.path), place.path
+def _train(config, opened, name, began, say) -> bool:
+    run, workdir = Run.open(config, opened.path), opened.path
     host_checks.check_same(config, run.dataset)
     first = jax.process_index() == 0
-    run.introduce(say)
+    run.print_summary(say)
     floor = evaluate_split.pixel_floor(run.dataset.test, run.transform, run.skipped)
     say(f"raw pixels, nearest neighbour by cosine: Recall@1 {floor:.3f}")
     if first:
         claim(workdir, config)
-        place.push()
-    host_checks.check_shared(place.address)
-    with place.checkpoints(config.evaluation.select_by) as checkpoints:
+        opened.push()
+    host_checks.check_shared(opened.address)
+    with opened.checkpoints(config.evaluation.select_by) as checkpoints:
         restored = checkpoints.restore_latest(run.programs.abstract_state, say)
         start, state = restored or (0, run.init_state())
         if start >= config.steps and (workdir / "report.html").exists():
-            say(f"this run is complete\nreport: {place.address}/report.html")
+            say(f"this run is complete\nreport: {opened.address}/report.html")
             return True
         if restored:
             say(f"resuming after step {start} of {config.steps}")
@@ -70,12 +73,12 @@ def _train(config, place, name, began, say) -> bool:
             return False
         checkpoints.wait()
         selected = checkpoints.restore_best(run.programs.abstract_state, say)
-        finish(run, state, selected, floor, name, began, lambda s: say(place.shown(s)))
+        finish(run, state, selected, floor, name, began, lambda s: say(opened.shown(s)))
     return True
 
 
 def _loop(run, state, start, checkpoints, writer) -> tuple[step.TrainState, bool]:
-    """The steps from `start` on; returns the state and whether it was told to stop."""
+    """Run the steps after `start`; returns (state, whether it was asked to stop)."""
     config = run.config
     if start >= config.steps:
         return state, False
@@ -83,32 +86,33 @@ def _loop(run, state, start, checkpoints, writer) -> tuple[step.TrainState, bool
     writer.compiled(start + 1, cost)
     hierarchy, votes = config.objective.hierarchy, mesh.StopVotes(run.programs.mesh)
     with (
-        StepMetrics(run.programs, writer, start) as meter,
+        StepMetrics(run.programs, writer, start) as step_metrics,
         _open_batches(run, start) as batches,
         _stop_requests() as asked_to_stop,
     ):
         for done in range(start + 1, config.steps + 1):
             if hierarchy and hierarchy.due(done - 1):
-                meter.drain()
-                state = run.regrouped(state, done - 1)
-            batch = meter.wait_for(batches)
+                step_metrics.drain()
+                state = run.regroup(state, done - 1)
+            batch = step_metrics.wait_for(batches)
             state, metrics = program(
                 state,
                 mesh.global_batch(run.programs.mesh, batch),
                 run.programs.root_key,
             )
-            meter.add(done, metrics, state)
+            step_metrics.add(done, metrics, state)
             last, stop = done == config.steps, votes.stop(asked_to_stop.is_set())
-            found = None
+            validation = None
             if last or done % config.eval_every == 0:
-                meter.drain()
-                found = _validate(run, state, done, writer)
-                meter.validated(done)
-            if found or stop or done % config.checkpoint_every == 0:
-                # A run that resumes here writes the lines of later steps only.
-                meter.drain()
-                checkpoints.save(done, state, found)
-                meter.saved(done)
+                step_metrics.drain()
+                validation = _validate(run, state, done, writer)
+                step_metrics.validated(done)
+            if validation or stop or done % config.checkpoint_every == 0:
+                # A run resumed from here writes the metrics of later steps only, so
+                # those up to this step must be in the file.
+                step_metrics.drain()
+                checkpoints.save(done, state, validation)
+                step_metrics.saved(done)
             if stop and not last:
                 checkpoints.wait()
                 writer.say(
@@ -119,7 +123,7 @@ def _loop(run, state, start, checkpoints, writer) -> tuple[step.TrainState, bool
 
 
 def _open_batches(run, start) -> pipeline.Batches:
-    """This host's batches from a step on."""
+    """This host's rows of the batches after step `start`."""
     return pipeline.train_batches(
         run.train,
         run.sampler,
@@ -136,7 +140,7 @@ def _open_batches(run, start) -> pipeline.Batches:
 
 
 def _validate(run, state, done, writer) -> dict[str, float]:
-    """Retrieval metrics of the images that choose the best checkpoint."""
+    """Retrieval metrics on the images that select the best checkpoint."""
     metrics = run.evaluate(state.variables, run.validation, bootstrap=0)
     values = {name: v for name, v in metrics.items() if isinstance(v, float)}
     writer.record(done, "validation", values)
@@ -149,6 +153,7 @@ def _validate(run, state, done, writer) -> dict[str, float]:
 def _stop_requests() -> Iterator[threading.Event]:
     """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts as usual."""
     asked = threading.Event()
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -163,7 +168,3 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _silent(sentence: str) -> None:
-    """Hosts but the first say nothing."""

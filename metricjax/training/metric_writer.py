@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard, the progress line."""
+"""Writes metrics during training: metrics.jsonl, TensorBoard and the progress line."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from rich.text import Text
 from metricjax.errors import disk_errors
 from metricjax.storage.atomic import write_atomically
 
+# Format of each metric in the progress line.
 _SHOWN = {
     "loss": "loss {:.3f}",
     "images_per_second": "{:,.0f} img/s",
@@ -28,18 +29,18 @@ _SHOWN = {
 
 
 class MetricWriter:
-    """Writes the metrics of a run; only the first host has one that writes.
+    """Writes and prints the metrics of a run; inactive on all hosts but the first.
 
-    `metrics.jsonl` gets one object a line: `step`, `kind` ("train", "validation" or
-    "compiled"), names and numbers; or kind "warning" and a `message`. TensorBoard event
-    files stand in `tensorboard/` where tensorboardX is installed. On a terminal the
-    progress line is redrawn in place, elsewhere every call prints a line.
+    `metrics.jsonl` has one object a line: `step`, `kind` ("train", "validation" or
+    "compiled") and values by name; or kind "warning" and a `message`. TensorBoard event
+    files go to `tensorboard/` if tensorboardX is installed. A terminal shows one
+    progress line, redrawn in place; elsewhere every update is printed as a line.
 
     Args:
       workdir: the run's directory, which exists.
-      steps: how many steps the run has.
-      start_step: where it goes on; lines of later steps, written by a run that was
-        killed after its last checkpoint, are dropped.
+      steps: total number of steps.
+      start_step: the step of the checkpoint that the run resumes from. Lines of later
+        steps are dropped: the run that wrote them was killed before it saved them.
       active: whether this process writes and prints at all.
     """
 
@@ -69,7 +70,7 @@ class MetricWriter:
     def __exit__(self, kind, *_) -> None:
         if self._live is not None:
             self._live.stop()
-        # What stopped the run is worth more than that the last lines had no room.
+        # Do not hide the error that stopped the run behind a full disk.
         with suppress(OSError) if kind else disk_errors(self._path):
             self._files.close()
 
@@ -92,7 +93,7 @@ class MetricWriter:
                 self._board.write(step, {f"{kind}/{k}": v for k, v in values.items()})
 
     def warn(self, step: int, sentence: str) -> None:
-        """Say and write that something seems wrong after a step.
+        """Print and record a warning about a step.
 
         Raises:
           InputError: the disk is full.
@@ -108,7 +109,7 @@ class MetricWriter:
             self._file.flush()
 
     def compiled(self, step: int, cost: Mapping[str, float]) -> None:
-        """Say and write what the program costs that step `step` is the first to run."""
+        """Print and record the cost of the program that starts with step `step`."""
         self.record(step, "compiled", cost)
         forms = {
             "compile_seconds": "compiled the training step in {:.1f} s",
@@ -121,7 +122,7 @@ class MetricWriter:
         self.say(", ".join(known))
 
     def progress(self, step: int, values: Mapping[str, float], seconds: float) -> None:
-        """Show where the run is; `seconds` is the estimated time left."""
+        """Update the progress line; `seconds` is the estimated time left."""
         shown = [form.format(values[k]) for k, form in _SHOWN.items() if k in values]
         parts = [f"step {step}/{self._steps}", *shown, f"eta {duration(seconds)}"]
         line = "  ".join([*parts, self._validation] if self._validation else parts)
@@ -132,25 +133,25 @@ class MetricWriter:
             self.say(line)
 
     def validated(self, step: int, metric: str, value: float) -> None:
-        """Say what validation found."""
+        """Show a validation metric in the progress line."""
         self._validation = f"val {metric} {value:.3f}"
         if self._live is None:
             self.say(f"step {step}/{self._steps}  {self._validation}")
 
 
 class Clock:
-    """Where the time between two reports went: images per second, share of waiting."""
+    """Measures images per second and the share of time spent waiting for data."""
 
     def __init__(self):
         self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
 
     def waited(self, seconds: float, images: int) -> None:
-        """A batch of `images` came after `seconds` of waiting for it."""
+        """Record a batch of `images` and the seconds spent waiting for it."""
         self._waited += seconds
         self._images += images
 
     def read(self) -> dict[str, float]:
-        """The rates since the last call, and start again."""
+        """Rates since the last call; starts a new measurement."""
         elapsed = max(time.perf_counter() - self._began, 1e-9)
         rates = {
             "images_per_second": self._images / elapsed,
@@ -171,7 +172,7 @@ def duration(seconds: float) -> str:
 
 
 def read_history(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; one that was cut short by a kill is left out."""
+    """The lines of a metrics.jsonl, without any that a kill has truncated."""
     history = []
     if Path(path).exists():
         for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -183,27 +184,28 @@ def read_history(path: Path) -> list[dict]:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, whole or not at all."""
-    kept = [line for line in read_history(path) if line["step"] <= step]
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+    """Drop the lines of steps after `step`, atomically."""
+    lines = [line for line in read_history(path) if line["step"] <= step]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 class _Events:
-    """TensorBoard's event file, written at once rather than from a thread.
+    """TensorBoard's event file, written directly instead of from a thread.
 
-    A thread that the disk has no room for dies unheard, and its queue blocks the run.
+    tensorboardX's thread dies silently when the disk is full; its queue then fills up
+    and blocks the run.
     """
 
     def __init__(self, writer, messages, start_step: int):
         self._writer, self._messages = writer, messages
         self._flushed = 0.0
-        # From here on, steps of an earlier process do not count.
+        # Makes TensorBoard discard later steps that an earlier process has logged.
         start = messages.SessionLog(status=messages.SessionLog.START)
         self._write(start_step + 1, session_log=start)
 
     @classmethod
     def open(cls, directory: Path, start_step: int) -> "_Events | None":
-        """A new file in the directory, or None where tensorboardX is not installed."""
+        """Create an event file in the directory; None without tensorboardX."""
         try:
             with _without_torch():
                 from tensorboardX.event_file_writer import EventsWriter
@@ -215,7 +217,7 @@ class _Events:
         return cls(writer, event_pb2, start_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Scalars of a step, in the file within half a minute."""
+        """Write the scalars of a step; flushed at least every 30 seconds."""
         summary = self._messages.Event().summary
         for name, value in values.items():
             summary.value.add(tag=name, simple_value=value)
@@ -236,9 +238,9 @@ class _Events:
 
 @contextmanager
 def _without_torch() -> Iterator[None]:
-    """Let what is imported inside take torch for absent, unless it is imported already.
+    """Hide torch from imports inside, unless it is already imported.
 
-    tensorboardX imports it where it can, which takes seconds of every start.
+    tensorboardX imports it if it can, which would add seconds to every start.
     """
     if "torch" in sys.modules:
         yield

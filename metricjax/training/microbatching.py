@@ -1,10 +1,11 @@
-"""Gradients of a loss of the whole batch, of which a part at a time is in memory.
+"""Exact gradients of a whole-batch loss with the memory of a micro-batch.
 
-A loss of pairs is no mean over images, so the gradients of parts of a batch do not add
-up to its gradient. What does: embed in parts and keep the embeddings alone, take the
-gradient of the loss of all embeddings with respect to them, then go through the parts
-once more and pull each part's share of it back to the parameters (Gao et al., "Scaling
-Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983).
+A loss over pairs is not a mean over images, so plain gradient accumulation computes
+another gradient. Gradient caching computes the right one: embed the micro-batches and
+keep only the embeddings; take the gradient of the loss by all embeddings; then run each
+micro-batch forward again and backpropagate its rows of that gradient to the parameters
+(Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+arXiv 2101.06983).
 """
 
 from collections.abc import Callable
@@ -29,19 +30,19 @@ def gradients(
 ) -> tuple[Any, Any, Any]:
     """The gradient of `loss_fn(params, apply(params, inputs))` by `params`.
 
-    With `parts` above 1 it is the same number, for the price of a second forward pass,
-    wherever a row of the outputs depends on its own row of the inputs alone. Batch
-    normalisation is the exception: each part is normalised by its own statistics, as
-    are batches of its size, and the running statistics move by their mean. Part t is
-    the rows t, t + parts, t + 2 parts, ..., whatever the devices; each device takes
-    its own rows, so that none have to move.
+    With `parts` above 1 the result is the same, at the price of a second forward pass,
+    if each output row depends on its own input row only. Batch normalization is the
+    exception: each part is normalized by its own statistics, like a batch of that size,
+    and the running statistics are averaged over parts. Part t consists of the rows t,
+    t + parts, t + 2 parts, ... on any number of devices; each device takes its own
+    rows, so that none move between devices.
 
     Args:
       apply: `(params, inputs [m, ...]) -> (outputs [m, ...], statistics)`, two trees.
       loss_fn: `(params, outputs [b, ...]) -> (scalar, aux)`.
-      params: what to differentiate by.
+      params: the parameters to differentiate by.
       inputs: tree of arrays [b, ...].
-      parts: divides b.
+      parts: number of micro-batches; divides b.
       mesh: devices over which the rows are split.
 
     Returns:
@@ -54,31 +55,32 @@ def gradients(
             value, aux = loss_fn(params, outputs)
             return value, (statistics, aux)
 
-        found, (statistics, aux) = jax.grad(value, has_aux=True)(params)
-        return found, statistics, aux
+        by_params, (statistics, aux) = jax.grad(value, has_aux=True)(params)
+        return by_params, statistics, aux
 
     inputs = in_parts(inputs, parts, mesh)
     outputs, statistics = lax.map(lambda part: apply(params, part), inputs)
-    by_params, by_outputs, aux = _by_outputs(loss_fn, params, _whole(outputs, mesh))
+    by_params, by_outputs, aux = _by_outputs(loss_fn, params, _joined(outputs, mesh))
 
     def add(total, part):
-        rows, slopes = part
+        rows, cotangents = part
         _, pull_back = jax.vjp(lambda params: apply(params, rows)[0], params)
-        return jax.tree.map(jnp.add, total, *pull_back(slopes)), None
+        return jax.tree.map(jnp.add, total, *pull_back(cotangents)), None
 
-    slopes = in_parts(by_outputs, parts, mesh)
-    found, _ = lax.scan(add, by_params, (inputs, slopes))
-    return found, jax.tree.map(lambda each: each.mean(axis=0), statistics), aux
+    cotangents = in_parts(by_outputs, parts, mesh)
+    # Starts from the direct gradient: the loss has parameters of its own, the proxies.
+    total, _ = lax.scan(add, by_params, (inputs, cotangents))
+    return total, jax.tree.map(lambda each: each.mean(axis=0), statistics), aux
 
 
 def _by_outputs(loss_fn, params, outputs):
     """The gradients of the loss by the parameters and by the outputs, and its aux."""
-    slopes, aux = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(params, outputs)
-    return *slopes, aux
+    by_both, aux = jax.grad(loss_fn, argnums=(0, 1), has_aux=True)(params, outputs)
+    return *by_both, aux
 
 
 def in_parts(tree, parts, mesh):
-    """[b, ...] to [parts, b / parts, ...], on the devices where the rows are."""
+    """[b, ...] to [parts, b / parts, ...] without moving rows between devices."""
 
     def divide(rows):
         rows = rows.reshape(-1, parts, *rows.shape[1:])
@@ -87,8 +89,8 @@ def in_parts(tree, parts, mesh):
     return jax.tree.map(divide, tree)
 
 
-def _whole(tree, mesh):
-    """The rows of [parts, b / parts, ...] in their order again."""
+def _joined(tree, mesh):
+    """[parts, b / parts, ...] to [b, ...]: the inverse of `in_parts`."""
 
     def join(rows):
         rows = jnp.swapaxes(rows, 0, 1)
@@ -98,7 +100,7 @@ def _whole(tree, mesh):
 
 
 def _split(rows, mesh, axis):
-    """Have an axis split over the devices."""
+    """Constrain an axis to be split over the devices."""
     if mesh is None or mesh.size == 1:
         return rows
     spec = PartitionSpec(*[None] * axis, *mesh.axis_names)

@@ -1,7 +1,7 @@
-"""What to warn of while a run goes on, as small objects that are fed and asked.
+"""Warnings during training: collapse, dead parameters, data starvation, recompiles.
 
-Most are called as `detector(step, values)` with the values of a logged step, as they
-stand in metrics.jsonl, and return a sentence once they have seen enough, else None.
+Most are called as `monitor(step, values)` with the values of a logged step, those of
+metrics.jsonl. They return a sentence once the problem has persisted, else None.
 """
 
 import logging
@@ -13,18 +13,19 @@ import jax
 
 from metricjax.config.schema import RunConfig
 
-# A warning waits until it has held at so many logged steps in a row, and for so long.
+# Warn once a problem has persisted for so many logged steps in a row and so many steps.
 _RECORDS, _STEPS = 5, 50
-# A mean distance of unit vectors that is a cosine of 0.98.
+# The distance of unit vectors at a cosine of 0.98.
 _NEAR = 0.2
-# Small batches scatter: positives are nearer than negatives if their ratio is below.
-_TOLD_APART = 0.7
-# Share of the time spent on waiting for batches that is worth a warning.
+# Positives are nearer than negatives if the ratio of their distances is below this. Not
+# 1, because small batches are noisy.
+_SEPARATED = 0.7
+# Warn if more than this share of the time is spent waiting for batches.
 _WAITING = 0.2
 
 
 class Lasting:
-    """Whether something has held for a while; says so once.
+    """Reports once when a condition has persisted.
 
     Args:
       records: at how many logged steps in a row, at least.
@@ -36,7 +37,7 @@ class Lasting:
         self._seen, self._over = [], False
 
     def see(self, step: int, holds: bool) -> tuple[int, int] | None:
-        """(from, to): the steps over which it has held, when that is long enough."""
+        """(first, last) step over which it has persisted, the first time; else None."""
         self._seen = [*self._seen, step] if holds else []
         if self._over or len(self._seen) < self._records:
             return None
@@ -47,14 +48,14 @@ class Lasting:
 
 
 class Collapse:
-    """Embeddings that are all the same, whatever the image, or learn nothing.
+    """Collapsed embeddings, or embeddings that do not learn.
 
-    All are within a cosine of 0.98, those of a class as much as any; or positive and
-    negative distances are equal, and a triplet loss rests where that leaves it.
+    Either all pairs are above a cosine of 0.98, those of a class no closer than others;
+    or positive and negative distances are equal and a triplet loss stays at the value
+    that it has then, such as its margin.
 
     Args:
-      resting: the value of each triplet loss, by its name, where all distances are
-        equal.
+      resting: value of each triplet loss, by name, if all distances are equal.
     """
 
     def __init__(self, resting: Mapping[str, float]):
@@ -62,7 +63,7 @@ class Collapse:
 
     def __call__(self, step: int, values: Mapping[str, float]) -> str | None:
         positive, negative = values["positive_distance"], values["negative_distance"]
-        near = negative < _NEAR and positive >= _TOLD_APART * negative
+        near = negative < _NEAR and positive >= _SEPARATED * negative
         equal = abs(negative - positive) <= 0.05 * negative
         at_rest = [
             name
@@ -87,7 +88,7 @@ class Collapse:
 
 
 def resting_values(config: RunConfig) -> dict[str, float]:
-    """What the triplet losses of a run come to where all distances are equal."""
+    """Values of a run's triplet losses if all distances are equal."""
     resting = {}
     for name, _, _, options in config.objective.losses():
         if name in ("triplet", "ee_triplet"):
@@ -97,10 +98,10 @@ def resting_values(config: RunConfig) -> dict[str, float]:
 
 
 class NoGradient:
-    """A group of the model's parameters to which no loss leads.
+    """A parameter group of the model that gets no gradient from any loss.
 
     Args:
-      group: its name.
+      group: name of the group.
     """
 
     def __init__(self, group: str):
@@ -120,13 +121,13 @@ class NoGradient:
 
 
 class Starvation:
-    """Devices that wait for batches; call `pause` where something else took time."""
+    """Devices that wait for batches; call `pause` after anything but training."""
 
     def __init__(self):
         self._lasting, self._shares, self._paused = Lasting(), [], True
 
     def pause(self) -> None:
-        """What is reported next does not count: batches began anew, or had piled up."""
+        """Ignore the next values: batches have just started, or queued up meanwhile."""
         self._paused = True
 
     def __call__(self, step: int, values: Mapping[str, float]) -> str | None:
@@ -148,67 +149,68 @@ class Starvation:
 
 
 class Recompilation(logging.Filter):
-    """Programs that are compiled again after all of them had been.
+    """Programs that are recompiled after the first validation.
 
-    It hears of them where JAX logs them at level DEBUG, and prints nothing of that.
+    A filter of the logger to which JAX writes compilations at level DEBUG. It reads
+    them there and lets only those records pass that would have been shown anyway.
     """
 
     _LOGGER = logging.getLogger("jax._src.interpreters.pxla")
 
     def __init__(self):
         super().__init__()
-        self._shapes, self._sentences, self._said = {}, [], set()
+        self._shapes, self._sentences, self._reported = {}, [], set()
         self._complete = False
 
     def listen(self) -> None:
-        """Hear of all that JAX compiles, until `close`."""
+        """Observe all compilations until `close`."""
         self._level = self._LOGGER.level
         self._shown = self._LOGGER.getEffectiveLevel()
         self._LOGGER.addFilter(self)
         self._LOGGER.setLevel(logging.DEBUG)
 
     def close(self) -> None:
-        """Leave JAX's logger as it was."""
+        """Restore JAX's logger."""
         self._LOGGER.setLevel(self._level)
         self._LOGGER.removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Take in what a line of the log says; let pass what would have passed."""
+        """Read a log record; pass it if it would be shown without this filter."""
         if str(record.msg).startswith("Compiling %s with") and len(record.args) > 1:
             name, shapes = map(str, record.args[:2])
             self.see(name, re.findall(r"\w+\[[\d,]*\]", shapes))
         return record.levelno >= self._shown
 
     def everything_is_compiled(self) -> None:
-        """From now on nothing should be compiled that has been before."""
+        """From now on, a second compilation of any program is worth a warning."""
         self._complete = True
 
     def see(self, name: str, shapes: list[str]) -> None:
-        """A program is compiled for arguments of these shapes."""
+        """Record that a program was compiled for arguments of these shapes."""
         if _is_one_operation(name):
             return
         before = self._shapes.get(name)
         self._shapes[name] = shapes
-        if self._complete and before is not None and name not in self._said:
-            self._said.add(name)
-            self._sentences.append(_compiled_again(name, before, shapes))
+        if self._complete and before is not None and name not in self._reported:
+            self._reported.add(name)
+            self._sentences.append(_recompiled(name, before, shapes))
 
     def sentences(self) -> list[str]:
-        """What there is to say since the last call, of each program once."""
-        found, self._sentences = self._sentences, []
-        return found
+        """Warnings since the last call, one for each program."""
+        sentences, self._sentences = self._sentences, []
+        return sentences
 
 
 def _is_one_operation(name: str) -> bool:
-    """Whether this is an operation outside of any program, which compiles in no time.
+    """Whether this is a single operation outside `jit`, which compiles quickly.
 
-    Saving a checkpoint does a few, of every shape that there is.
+    Saving a checkpoint runs some for every shape in the state.
     """
     function = re.sub(r"^jit\(_?(.*)\)$", r"\1", name)
     return hasattr(jax.lax, function) or hasattr(jax.numpy, function)
 
 
-def _compiled_again(name: str, before: list[str], now: list[str]) -> str:
+def _recompiled(name: str, before: list[str], now: list[str]) -> str:
     if before == now:
         change = f"for the same shapes ({_some(now)})"
     else:
@@ -216,9 +218,9 @@ def _compiled_again(name: str, before: list[str], now: list[str]) -> str:
         new = [f"{b} instead of {a}" for a, b in pairs if a != b]
         change = f"for {_some(new or now)}"
     return (
-        f"{name} was compiled again in the midst of the run, {change}, which costs "
-        "more than a step each time: give it arguments of the same shapes and types, "
-        "and keep the jitted function instead of making it anew."
+        f"{name} was compiled again during the run, {change}, which costs more than a "
+        "step each time: give it arguments of the same shapes and types, and keep the "
+        "jitted function instead of creating it again."
     )
 
 

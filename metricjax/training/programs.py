@@ -1,7 +1,7 @@
-"""What the programs of a run are made of, without its data: settings, classes, devices.
+"""Model, losses, optimizer and training step of a config, without any data.
 
-The devices need not be there: for a mesh of a TPU topology's the same programs are
-compiled ahead of time.
+The devices of the mesh may be absent: `metricjax plan` compiles the same programs ahead
+of time for a TPU topology.
 """
 
 from dataclasses import dataclass, replace
@@ -25,12 +25,14 @@ from metricjax.training import step
 
 @dataclass(frozen=True, eq=False)
 class TrainPrograms:
-    """Model, losses, optimizer and training step of some settings.
+    """Model, losses, optimizer and training step for a config, classes and a mesh.
+
+    Each is built when it is first used.
 
     Attributes:
       config: the settings.
-      classes: what is learnt.
-      mesh: the devices that share the work.
+      classes: the training classes.
+      mesh: the devices that the batch is split over.
     """
 
     config: RunConfig
@@ -39,18 +41,18 @@ class TrainPrograms:
 
     @property
     def root_key(self) -> jax.Array:
-        """Of everything random; a step folds its number into it."""
+        """The key of all randomness in a run; each step folds its number into it."""
         return jax.random.key(self.config.seed)
 
     @cached_property
     def model(self) -> nn.Module:
-        """The network, with a classifier where a loss needs one."""
+        """The network, with a classifier if a loss needs one."""
         classes = self.classes.count if self.config.objective.classifies else None
         return models.build(self.config.model, classes)
 
     @cached_property
     def losses(self) -> Losses:
-        """The losses on what is learnt from."""
+        """The losses of the objective, for these classes and the model's outputs."""
         return Losses(
             self.config.objective,
             self.classes,
@@ -59,7 +61,7 @@ class TrainPrograms:
 
     @cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """What moves the parameters."""
+        """The optimizer, with its schedule and parameter groups."""
         key = jax.random.key(0)
         params, _ = jax.eval_shape(
             lambda: step.init_params(self.model, self._shape, key, self.losses)
@@ -67,7 +69,7 @@ class TrainPrograms:
         return optimizers.build(self.config.optimizer, self.config.steps, params)
 
     def check(self) -> None:
-        """Raise the `InputError` of whatever the losses or the optimizer refuse."""
+        """Raise an `InputError` if the losses or the optimizer refuse the settings."""
         self.losses.check()
         self.optimizer  # noqa: B018, the getter builds it
 
@@ -93,7 +95,7 @@ class TrainPrograms:
 
     @property
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and types of the whole global batch."""
+        """Shapes and types of the global batch."""
         size = self.config.batch_size
         return {
             "images": jax.ShapeDtypeStruct((size, *self._shape), np.uint8),
@@ -101,10 +103,10 @@ class TrainPrograms:
         }
 
     def step_flops(self) -> int:
-        """FLOPs of the products of one training step, all devices together.
+        """FLOPs of the matrix products of a training step, summed over devices.
 
-        Counted by tracing, through loops too, which the compiler counts once. Pairs of
-        losses in blocks count as if they were made at once.
+        Counted by tracing, every iteration of a loop included; XLA would count a loop's
+        body once. Blocked losses are counted as their unblocked form.
         """
         function = step.make_train_step(
             self.model,
@@ -118,7 +120,7 @@ class TrainPrograms:
         )
 
     def loss_flops(self) -> int:
-        """Those of them that are the losses' own, of their gradients and metrics."""
+        """The part of `step_flops` in the losses, their gradients and metrics."""
         state = self.abstract_state
         config = replace(self.config.objective, block_size=None)
 
@@ -137,9 +139,10 @@ class TrainPrograms:
         return 2 * forward_multiply_adds(self.model, self._shape)
 
     def lower_train_step(self) -> jax.stages.Lowered:
-        """The training step, `(state, batch, root_key) -> (state, metrics)`.
+        """Lower the training step for the mesh; `.compile()` it to run it.
 
-        It waits to be compiled for the devices of the mesh; the state is donated.
+        The program is `(state, batch, root_key) -> (state, metrics)` and donates the
+        state.
         """
         function = step.make_train_step(
             self.model,
@@ -149,12 +152,13 @@ class TrainPrograms:
             self.mesh,
             self.config.parts,
         )
-        everywhere, split = meshes.replicated(self.mesh), meshes.split(self.mesh)
+        replicated, split = meshes.replicated(self.mesh), meshes.split(self.mesh)
+        # The options were tried on the present devices and mean nothing on absent ones.
         are_here = self.mesh.devices.flat[0].platform == jax.default_backend()
         program = jax.jit(
             function,
-            in_shardings=(everywhere, split, everywhere),
-            out_shardings=everywhere,
+            in_shardings=(replicated, split, replicated),
+            out_shardings=replicated,
             donate_argnums=0,
             compiler_options=meshes.compiler_options() if are_here else {},
         )

@@ -1,6 +1,10 @@
-"""What a run is made of: data, model, programs. Opened once, then only used."""
+"""Everything a run needs: config, data, model, compiled programs, opened once.
+
+Come here for how a config becomes data sets, sampler, weights and programs.
+"""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +33,20 @@ from metricjax.training.programs import TrainPrograms
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is made of, opened once at its start; nothing here changes."""
+    """The fixed parts of a run; the training state is not among them.
+
+    Attributes:
+      config: the settings.
+      workdir: local directory for the run's files.
+      dataset: the data set, test split included.
+      train, validation: the training split without, and with only, what is held out.
+      sampler: which training images each batch contains.
+      transform: augmentation and preprocessing.
+      programs: model, losses, optimizer and training step.
+      skipped: images that could not be read so far.
+      weights: pretrained variables on the host; None: random initialization.
+      weights_note: what to print about the weights.
+    """
 
     config: RunConfig
     workdir: Path
@@ -48,28 +65,28 @@ class Run:
         """Open the data and build the model.
 
         Raises:
-          InputError: whatever is wrong with the settings or the data.
+          InputError: a mistake in the settings or the data.
         """
         mesh.keep_freed_memory()
         devices = mesh.make_mesh()
         check_devices(config, devices.size)
-        return cls.of(config, workdir, open_data(config), devices)
+        return cls.build(config, workdir, open_data(config), devices)
 
     @classmethod
-    def of(
+    def build(
         cls,
         config: RunConfig,
         workdir: Path,
         dataset: datasets.Dataset,
         devices: jax.sharding.Mesh,
     ) -> "Run":
-        """A run of a data set on some devices, which need not be there.
+        """Assemble a run from a data set and a mesh, which may be of absent devices.
 
         Raises:
-          InputError: whatever does not fit together.
+          InputError: settings and data do not fit together.
         """
-        train, validation = _divided(dataset, config)
-        _check_depths(config, validation, dataset.test)
+        train, validation = _train_and_validation(dataset, config)
+        _check_recall_depths(config, validation, dataset.test)
         train = splits.with_turns(train, config.data.turns)
         sampler = registry.build(
             config.sampler,
@@ -98,50 +115,50 @@ class Run:
 
     @cached_property
     def _init(self) -> Any:
-        everywhere = mesh.replicated(self.programs.mesh)
+        replicated = mesh.replicated(self.programs.mesh)
         return jax.jit(
             lambda weights: self.programs.init_state(self.programs.root_key, weights),
-            in_shardings=everywhere,
-            out_shardings=everywhere,
+            in_shardings=replicated,
+            out_shardings=replicated,
         )
 
     def init_state(self) -> step.TrainState:
-        """The state before the first step, made on the devices it lives on.
+        """The state before the first step, created on the devices.
 
-        It is the same whenever it is called.
+        Deterministic: every call returns the same values.
         """
         return self._init(self.weights)
 
     def compile_train_step(self) -> tuple[Any, dict[str, float]]:
-        """The training step as a program, and what it costs.
+        """Compile the training step; returns the program and its cost.
 
-        The cost: `compile_seconds`; `cached`, 1.0 if it was compiled by an earlier
-        start, see `compilation_cache`; `gflop` of a step on one device, and `mebibytes`
-        of a device's memory that it needs, as the compiler counts them.
+        The cost has `compile_seconds`; `cached`, 1.0 if the program came from the
+        compilation cache; and if the compiler reports them `gflop` of a step and
+        `mebibytes` of memory, both of one device.
         """
         hits, began = compilation_cache.Hits(), time.perf_counter()
         program = self.programs.lower_train_step().compile()
         cost = {"compile_seconds": time.perf_counter() - began}
         cost["cached"] = float(int(hits) > 0)
         flops = (program.cost_analysis() or {}).get("flops", 0)
-        if flops > 0 and self.config.parts == 1:  # It counts a loop once.
+        if flops > 0 and self.config.parts == 1:  # XLA counts a loop's body once.
             cost["gflop"] = flops / 1e9
         memory = program_costs.memory(program)
         if memory is not None:
             cost["mebibytes"] = memory.total / 2**20
         return program, cost
 
-    def regrouped(self, state: step.TrainState, done: int) -> step.TrainState:
-        """The state after `done` steps with the groups of the hierarchy made (anew).
+    def regroup(self, state: step.TrainState, done: int) -> step.TrainState:
+        """Cluster the classes of HPL's hierarchy (again) after `done` steps.
 
-        A function of the state, the seed and `done`. One host groups, all go on with
-        what it found.
+        Deterministic given the state, the seed and `done`. Host 0 clusters and
+        broadcasts the groups, so that all hosts continue with the same ones.
         """
         name = "hierarchical_proxy"
         proxies, carried = mesh.to_host((state.proxies[name], state.objective[name]))
-        hierarchical_proxies.check_finite(
-            proxies["fine"], done
-        )  # on all hosts, or the others wait
+        # Checked on all hosts: if host 0 alone raised, the others would wait for its
+        # broadcast.
+        hierarchical_proxies.check_finite(proxies["fine"], done)
         coarse = {level: rows for level, rows in proxies.items() if level != "fine"}
         if jax.process_index() == 0:
             coarse, carried = hierarchical_proxies.regroup(
@@ -178,17 +195,17 @@ class Run:
             embedded, split, evaluation, bootstrap, self.programs.mesh
         )
 
-    def introduce(self, say) -> None:
-        """What will be trained on what, before anything slow happens."""
+    def print_summary(self, say: Callable[[str], None]) -> None:
+        """Print what will be trained on which data, before anything slow starts."""
         config = self.config
         for note in self.dataset.notes:
             say(note)
         if config.evaluation.select_on_test:
             say("warning: the best checkpoint is chosen on the test classes")
-        counts = self.describe()
+        summary = self.dataset_summary()
         for part in ("train", "validation", "test"):
-            of = counts[part]
-            say(f"{part}: {of['images']} images of {of['classes']} classes")
+            counts = summary[part]
+            say(f"{part}: {counts['images']} images of {counts['classes']} classes")
         if self.weights_note:
             say(self.weights_note)
         parameters = count_parameters(self.programs.abstract_state.variables)
@@ -198,14 +215,14 @@ class Run:
             say(f"proxies: {proxies:,} parameters")
         for note in self.sampler.notes:
             say(note)
-        devices, size = in_words(self.programs.mesh), config.batch_size
+        devices, size = describe_devices(self.programs.mesh), config.batch_size
         say(
             f"loss sees {size} = {devices} x {size // self.programs.mesh.size} = "
             f"{self.sampler.contents}; an epoch is {self.sampler.steps_per_epoch} steps"
         )
 
-    def describe(self) -> dict[str, Any]:
-        """The data set in numbers, as results.json holds it."""
+    def dataset_summary(self) -> dict[str, Any]:
+        """Counts and fingerprint of the data set, as stored in results.json."""
 
         def counts(split):
             return {"classes": split.num_classes, "images": len(split)}
@@ -224,17 +241,17 @@ class Run:
         }
 
 
-def in_words(devices: jax.sharding.Mesh) -> str:
-    """How many devices of what kind: `16 tpu chips`."""
+def describe_devices(devices: jax.sharding.Mesh) -> str:
+    """Number and kind of the devices: `16 tpu chips`."""
     kind = devices.devices.flat[0].platform
     one = "chip" if kind == "tpu" else "device"
     return f"{devices.size} {kind} {one}{'s' if devices.size > 1 else ''}"
 
 
-def _divided(
+def _train_and_validation(
     dataset: datasets.Dataset, config: RunConfig
 ) -> tuple[datasets.Split, datasets.Split]:
-    """What is trained on, and what chooses the best checkpoint."""
+    """The split to train on, and the one that selects the best checkpoint."""
     if config.evaluation.select_on_test:
         return dataset.train, dataset.test
     data = config.data
@@ -243,20 +260,20 @@ def _divided(
     return splits.holdout(dataset.train, data.holdout, config.seed)
 
 
-def _check_depths(config: RunConfig, *splits: datasets.Split) -> None:
-    """Refuse a K that validation or test could not answer after all the training."""
+def _check_recall_depths(config: RunConfig, *splits: datasets.Split) -> None:
+    """Refuse a K of Recall@K that exceeds the gallery, before hours of training."""
     deepest = max(config.evaluation.recall_at)
-    found = min(int(split.is_gallery.sum()) - 1 for split in splits)
-    if deepest > found:
+    available = min(int(split.is_gallery.sum()) - 1 for split in splits)
+    if deepest > available:
         raise InputError(
             f"config.evaluation.recall_at asks for {deepest} neighbours, but only "
-            f"{found} images can be found among the held-out or the test images: ask "
-            "for fewer, or hold out more classes with config.data.holdout."
+            f"{available} images can be found among the held-out or the test images: "
+            "ask for fewer, or hold out more classes with config.data.holdout."
         )
 
 
 def _classes(split: datasets.Split, config: RunConfig) -> Classes:
-    """What the losses must know of the classes that are learnt."""
+    """The training classes, as the losses need them."""
     wanted = config.objective.hierarchy
     categories = None
     if wanted and wanted.hierarchy == "category" and split.categories is not None:
@@ -265,17 +282,17 @@ def _classes(split: datasets.Split, config: RunConfig) -> Classes:
 
 
 def _weights(model: nn.Module, config: RunConfig) -> tuple[Any, str | None]:
-    """Variables from a file, on the host, and a sentence on them."""
-    path, said = config.model.pretrained, []
+    """Pretrained variables on the host, and a sentence about them."""
+    path, messages = config.model.pretrained, []
     if path is None:
         return None, None
     shape = config.data.transform.shape
-    loaded = pretrained.load(path, model, image_shape=shape, say=said.append)
-    return jax.tree.map(np.asarray, loaded), said[0]
+    loaded = pretrained.load(path, model, image_shape=shape, say=messages.append)
+    return jax.tree.map(np.asarray, loaded), messages[0]
 
 
 def open_data(config: RunConfig) -> datasets.Dataset:
-    """The data set of a run, opened with the options that its kind takes."""
+    """Open the data set of a run with those options that its kind accepts."""
     data = config.data
     is_local = "://" not in (data.root or "")
     missing = not data.root or (is_local and not Path(data.root).exists())
@@ -289,6 +306,6 @@ def open_data(config: RunConfig) -> datasets.Dataset:
     }
     accepted = datasets.options_of(data.name)
     options = {name: value for name, value in offered.items() if name in accepted}
-    if data.cropped:  # Never passed over in silence: who cannot crop refuses.
+    if data.cropped:  # Never ignored: a data set that cannot crop raises an error.
         options["cropped"] = True
     return datasets.open_dataset(data.name, data.root, **options)

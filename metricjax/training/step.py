@@ -1,4 +1,7 @@
-"""One step of training and one of embedding: pure functions of arrays."""
+"""The training step and its state, as pure functions of arrays.
+
+Come here for what one step computes; `loop` calls it, `programs` compiles it.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,24 +22,24 @@ from metricjax.objectives import objective
 from metricjax.objectives.objective import Losses, ObjectiveConfig
 from metricjax.training import microbatching
 
-# Streams of randomness of a run, each folded into the root key.
+# Folded into the root key: independent random streams of a run.
 _INIT, _STEP, _PROXIES = 0, 1, 2
 
-# The group of parameters that belong to the losses.
+# The parameter group that holds the parameters of the losses.
 PROXIES = "proxies"
 
 
 @struct.dataclass
 class TrainState:
-    """All that a run carries from one step to the next.
+    """Everything that a run carries from one step to the next, and checkpoints.
 
     Attributes:
       step: int32 scalar, number of steps done.
-      params: parameters by group (`backbone`, ...); those of the losses, by loss, are
-        the group `proxies`.
+      params: parameters by group (`backbone`, ...); the group `proxies` holds those of
+        the losses, by loss.
       batch_stats: running statistics of the normalisation layers.
       opt_state: the optimizer's state.
-      objective: what the losses carry along untrained, see `objective.Losses`.
+      objective: the losses' state that is not trained, see `objective.Losses`.
     """
 
     step: Array
@@ -47,12 +50,12 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `module.apply` takes."""
-        return {"params": _of_model(self.params), "batch_stats": self.batch_stats}
+        """The model's variables, as `module.apply` takes them."""
+        return {"params": _model_params(self.params), "batch_stats": self.batch_stats}
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What training makes: the variables, and the parameters of the losses."""
+        """All that training changes: model variables and parameters of the losses."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
@@ -61,23 +64,23 @@ class TrainState:
         return self.params.get(PROXIES, {})
 
     def with_losses(self, proxies: Any, objective: Any) -> "TrainState":
-        """The same with other parameters and another state of the losses."""
+        """A copy with the given parameters and state of the losses."""
         params = {**self.params, PROXIES: proxies} if proxies else self.params
         return self.replace(params=params, objective=objective)
 
 
-def _of_model(params: dict[str, Any]) -> dict[str, Any]:
+def _model_params(params: dict[str, Any]) -> dict[str, Any]:
     return {group: leaves for group, leaves in params.items() if group != PROXIES}
 
 
 def init_variables(model: nn.Module, shape: tuple[int, ...], key: Array) -> Any:
-    """The model's variables for images of `shape` [h, w, c]; a function of `key`."""
+    """Random variables of the model for images of `shape` [h, w, c]."""
     images = jnp.zeros((1, *shape), jnp.float32)
     return model.init(jax.random.fold_in(key, _INIT), images)
 
 
 def output_shapes(model: nn.Module, shape: tuple[int, ...], size: int) -> Output:
-    """What the model makes of a batch of `size` images in training, as shapes."""
+    """Shapes of the model's training output for a batch of `size` images."""
 
     def apply(key, images):
         variables = init_variables(model, shape, key)
@@ -94,7 +97,7 @@ def init_params(
     losses: Losses,
     pretrained: Any = None,
 ) -> tuple[Any, Any]:
-    """All parameters, those of the losses among them, and the model's statistics."""
+    """(parameters of model and losses, running statistics of the model)."""
     variables = merge(init_variables(model, shape, key), pretrained or {})
     proxies = losses.init_proxies(jax.random.fold_in(key, _PROXIES))
     params = variables["params"] | ({PROXIES: proxies} if proxies else {})
@@ -111,8 +114,8 @@ def init_state(
 ) -> TrainState:
     """The state before the first step.
 
-    `pretrained` are variables of the model, as `pretrained.load` gives them, that take
-    the place of random ones.
+    `pretrained` are variables of the model from `pretrained.load`; they replace the
+    random ones.
     """
     params, batch_stats = init_params(model, shape, key, losses, pretrained)
     return TrainState(
@@ -135,18 +138,22 @@ def make_train_step(
     """`train_step(state, batch, root_key) -> (state, metrics)`, to be jitted.
 
     `batch` holds `images` uint8 [b, s, s, c] and `labels` int32 [b], the whole global
-    batch; what is random in step t depends on `root_key` and t alone. `metrics` are
-    pairs (sum, count), those of `objective.objective`, `gradient_norm`, that of each
-    group of parameters, and `finite`: whether loss, gradients and updates are. From a
-    step where they are not, the state stays as it was before it, and its `step` counts
-    no further but is -1 - t.
+    batch; the randomness of step t depends on `root_key` and t alone.
+
+    `metrics` are pairs (sum, count): those of `objective.objective`, `gradient_norm` in
+    total and for each parameter group, and `finite`, whether loss, gradients and
+    updates are. After a step t that is not finite, the state stays as it was before the
+    step, except that `step` becomes -1 - t and all later steps change nothing.
 
     Args:
-      model, optimizer, config, transform: what to train, how, on what.
-      mesh: the devices among which the batch is split; losses in blocks divide their
-        anchors among them.
-      parts: in how many turns the batch goes through the model, see
-        `microbatching.gradients`; the losses see it whole.
+      model: the network.
+      optimizer: updates the parameters.
+      config: the losses.
+      transform: normalization and flips of the images.
+      mesh: the devices that the batch is split over; blocked losses split their anchors
+        over them.
+      parts: number of micro-batches, see `microbatching.gradients`; the losses see the
+        whole batch.
     """
 
     differentiate = make_gradients(model, config, transform, mesh, parts)
@@ -164,9 +171,12 @@ def make_train_step(
             objective=carried,
         )
         metrics |= _gradient_norms(gradients, state.objective)
-        numbers = metrics["loss"][0], metrics["gradient_norm"][0]
-        numbers += (optax.tree.norm(updates),)
-        finite = jnp.isfinite(jnp.stack(numbers)).all() & (state.step >= 0)
+        # A norm is finite only if all of its terms are: three scalars stand for all.
+        norms = metrics["loss"][0], metrics["gradient_norm"][0]
+        norms += (optax.tree.norm(updates),)
+        # The host reads metrics some steps late. Steps issued meanwhile see step < 0
+        # and keep the state as it was, so that the failing step can be repeated.
+        finite = jnp.isfinite(jnp.stack(norms)).all() & (state.step >= 0)
         metrics["finite"] = (jnp.float32(finite), jnp.float32(1.0))
         stopped = state.replace(step=jnp.minimum(state.step, -1 - state.step))
         return jax.tree.map(partial(jnp.where, finite), after, stopped), metrics
@@ -183,9 +193,9 @@ def make_gradients(
 ) -> Callable[[TrainState, dict[str, Array], Array], tuple[Any, Any, tuple]]:
     """`(state, batch, root_key) -> (gradients, batch_stats, (metrics, carried))`.
 
-    What a step is before the optimizer: the gradients by the parameters, the statistics
-    and the state of the losses after it, and the metrics of `objective.objective`.
-    Arguments as for `make_train_step`.
+    The step before the optimizer: gradients by the parameters, updated statistics,
+    metrics of `objective.objective` and the updated state of the losses. Arguments as
+    for `make_train_step`.
     """
 
     def gradients(state, batch, root_key):
@@ -193,12 +203,12 @@ def make_gradients(
 
         def apply(params, images):
             output, updated = model.apply(
-                {"params": _of_model(params), "batch_stats": state.batch_stats},
+                {"params": _model_params(params), "batch_stats": state.batch_stats},
                 transforms.normalize(images, transform),
                 train=True,
                 mutable=["batch_stats"],
             )
-            # No loss looks at the maps, which need not be kept.
+            # No loss uses the feature maps; dropping them frees their memory.
             output = output._replace(features=None)
             return output, updated.get("batch_stats", {})
 
@@ -230,15 +240,15 @@ def flipped(
     root_key: Array,
     transform: transforms.TransformConfig,
 ) -> Array:
-    """The images of the step that comes after `state`, some of them mirrored."""
+    """Random horizontal flips of the images, for the step that follows `state`."""
     key = jax.random.fold_in(jax.random.fold_in(root_key, _STEP), state.step)
     return transforms.random_flip(batch["images"], key, transform)
 
 
 def _gradient_norms(gradients, objective_state) -> dict[str, tuple[Array, Array]]:
-    """Of all parameters, of each group of the model's, of each of the losses'."""
+    """Gradient norms: in total, of each group of the model, of each loss."""
     one = jnp.float32(1.0)
     norms = {"gradient_norm": (optax.tree.norm(gradients), one)}
-    for group, of_group in _of_model(gradients).items():
-        norms[f"gradient_norm_{group}"] = (optax.tree.norm(of_group), one)
+    for group, tree in _model_params(gradients).items():
+        norms[f"gradient_norm_{group}"] = (optax.tree.norm(tree), one)
     return norms | objective.gradient_norms(gradients.get(PROXIES, {}), objective_state)

@@ -1,4 +1,4 @@
-"""Metrics of the steps, on their way from the devices to the metric writer."""
+"""Reads step metrics from the devices; warns or stops when they look wrong."""
 
 import time
 
@@ -15,12 +15,12 @@ from metricjax.training.step import TrainState
 
 
 class StepMetrics:
-    """Metrics of the steps on their way from the devices to the metric writer.
+    """Passes the metrics of each step from the devices to the metric writer.
 
-    The host runs a few steps ahead of the devices and no further: a step's metrics are
-    read when the devices are done with it and have the next ones to work on. Whatever
-    seems wrong with them becomes a warning; a step that is not finite ends the run. Use
-    as a context manager: inside, it hears what is compiled.
+    The host runs `mesh.AHEAD` steps ahead of the devices: a step's metrics are read
+    when the next steps are already queued, so that reading never leaves a device idle.
+    Suspicious metrics become warnings; a non-finite step ends the run. Use as a context
+    manager, which observes compilations.
     """
 
     def __init__(self, programs: TrainPrograms, writer: MetricWriter, start: int):
@@ -32,12 +32,12 @@ class StepMetrics:
         self._pending = []
         self._batch = self._state = None
         hierarchy = programs.config.objective.hierarchy
-        # The first steps in which parameters can be seen to get a gradient.
+        # The first steps in which all parameters should get a gradient.
         self._first = {start + 1, hierarchy.warmup + 1 if hierarchy else 0}
         rates = programs.config.optimizer.group_rates
         groups = programs.abstract_state.variables["params"]
         self._starvation = monitors.Starvation()
-        self._detectors = [
+        self._monitors = [
             monitors.Collapse(monitors.resting_values(programs.config)),
             *(monitors.NoGradient(g) for g in groups if rates.get(g, 1.0)),
             self._starvation,
@@ -54,7 +54,7 @@ class StepMetrics:
         self._recompilation.close()
 
     def wait_for(self, batches: pipeline.Batches) -> dict:
-        """The next batch; the wait for it is counted."""
+        """The next batch; measures the time spent waiting for it."""
         asked = time.perf_counter()
         batch = next(batches)
         self._clock.waited(time.perf_counter() - asked, self._config.batch_size)
@@ -62,21 +62,22 @@ class StepMetrics:
         return self._batch
 
     def validated(self, done: int) -> None:
-        """What was done since the last step is not training."""
+        """Call after validation, whose time must not count as training time."""
         self._warn(done, self._recompilation.sentences())
         self._recompilation.everything_is_compiled()
         self._starvation.pause()
         self._clock = Clock()
 
     def saved(self, done: int) -> None:
-        """There is a checkpoint of this step."""
+        """Call after a checkpoint of this step was saved."""
         self._saved = done
 
     def add(self, done: int, metrics: dict, state: TrainState) -> None:
-        """The metrics of a step and the state behind it, neither of them awaited.
+        """Queue the metrics of a step and the state after it, without waiting for them.
 
         Raises:
-          InputError: a step was not finite, or parameters of a loss get no gradient.
+          InputError: an earlier step was not finite, or gives parameters of a loss no
+            gradient.
         """
         self._pending.append((done, metrics, self._batch))
         self._state = state
@@ -84,7 +85,7 @@ class StepMetrics:
             self._read(*self._pending.pop(0))
 
     def drain(self) -> None:
-        """Read all that is on its way."""
+        """Read all queued metrics, waiting for their steps."""
         while self._pending:
             self._read(*self._pending.pop(0))
 
@@ -105,7 +106,7 @@ class StepMetrics:
         values |= self._clock.read()
         values["learning_rate"] = float(self._rate(done - 1))
         self._writer.record(done, "train", values)
-        self._warn(done, (detector(done, values) for detector in self._detectors))
+        self._warn(done, (monitor(done, values) for monitor in self._monitors))
         self._warn(done, self._recompilation.sentences())
         each = (time.perf_counter() - self._began) / (done - self._start)
         self._writer.progress(done, values, each * (self._config.steps - done))

@@ -121,7 +121,7 @@ def test_training(variant, few, quick, tmp_path, monkeypatch):
     with batches(run) as coming:
         for step, batch in enumerate(coming):
             if hierarchy and hierarchy.due(step):
-                state = run.regrouped(state, step)
+                state = run.regroup(state, step)
             batch = {name: batch[name] for name in ("images", "labels")}
             state, metrics = program(
                 state, mesh.global_batch(one, batch), run.programs.root_key

@@ -112,7 +112,7 @@ def test_remedies(tiny):
         "model.remat=True",
         "micro_batch_size=32",
     ]
-    config = case.blueprint.config
+    config = case.programs.config
     models = [remedies[words].model for words in found]
     assert models[0] == dataclasses.replace(config.model, dtype="bfloat16")
     assert models[1] == dataclasses.replace(config.model, remat=True)
@@ -123,15 +123,15 @@ def test_remedies(tiny):
     lean = pretend(tiny, limit, None, 8, **{"model.remat": True, "batch_size": 8})
     assert list(lean.remedies(9 * each, 8 * each)) == [
         ("model.dtype=bfloat16", dataclasses.replace(
-            lean.blueprint.config,
-            model=dataclasses.replace(lean.blueprint.config.model, dtype="bfloat16"),
+            lean.programs.config,
+            model=dataclasses.replace(lean.programs.config.model, dtype="bfloat16"),
         ))
     ]  # fmt: skip
 
 
 def test_what_batches_are_multiples_of(tiny):
     def multiple(devices, **settings):
-        config = pretend(tiny, 0, None, **settings).blueprint.config
+        config = pretend(tiny, 0, None, **settings).programs.config
         return batch_size.batch_multiple(config, devices)
 
     assert multiple(1) == 2 and multiple(4) == 8
@@ -142,13 +142,13 @@ def test_programs_are_compiled_and_told(tiny):
     flags = ["--config", str(tiny.config)]
     config = config_flags.parse(flags).config
     mesh, said = Mesh(np.array(jax.devices()[:1]), ("data",)), []
-    blueprint = TrainPrograms(config, Classes(4), mesh)
-    case = MemoryFit(blueprint, 1024.0, said.append)
+    programs = TrainPrograms(config, Classes(4), mesh)
+    case = MemoryFit(programs, 1024.0, said.append)
     program, total = case.compile(config, "batch_size=8")
     assert program is not None and total > 1024
     assert said[0] == "compiling the training step with batch_size=8 ..."
     assert "a device, does not fit (" in said[1]
-    assert not case.has(total) and MemoryFit(blueprint, None, said.append).has(total)
+    assert not case.fits(total) and MemoryFit(programs, None, said.append).fits(total)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_programs_are_compiled_and_told(tiny):
 def test_a_program_that_is_refused_does_not_fit(tiny, monkeypatch, message, least):
     """TPU's compiler refuses what its chips cannot hold; other errors are ours."""
     config = config_flags.parse(["--config", str(tiny.config)]).config
-    blueprint = TrainPrograms(
+    programs = TrainPrograms(
         config, Classes(4), Mesh(np.array(jax.devices()[:1]), "data")
     )
     said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for"
@@ -169,9 +169,9 @@ def test_a_program_that_is_refused_does_not_fit(tiny, monkeypatch, message, leas
     monkeypatch.setattr(TrainPrograms, "lower_train_step", refuse)
     said += f" HLO temporaries {message}"
     sentences = []
-    case = MemoryFit(blueprint, 16 * 2**30, sentences.append)
+    case = MemoryFit(programs, 16 * 2**30, sentences.append)
     program, total = case.compile(config, "these settings")
-    assert program is None and total >= least and not case.has(total)
+    assert program is None and total >= least and not case.fits(total)
     assert "does not fit" in sentences[1]
     assert ("28 GiB a device" if message else "too much a device") in sentences[1]
     said = "INTERNAL: Failed"

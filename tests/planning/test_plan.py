@@ -14,7 +14,7 @@ from metricjax.errors import InputError
 from metricjax.models.cost import count_parameters
 from metricjax.objectives.hierarchical_proxies import Classes
 from metricjax.planning import batch_size, hardware, plan
-from metricjax.planning.hardware import Figures
+from metricjax.planning.hardware import ChipSpec
 from metricjax.planning.timing import run_steps
 from metricjax.runtime import program_costs
 from metricjax.training.programs import TrainPrograms
@@ -79,12 +79,12 @@ def test_a_plan_for_memory_that_is_too_small(tiny, said, monkeypatch):
     overrides = ("batch_size=64", "data.turns=4", "instances_per_class=4")
     overrides += ("model.remat=True", "model.dtype=bfloat16", "plan.compiles=2")
     asked = settings(tiny, *overrides, "data.transform.image_size=32")
-    blueprint = TrainPrograms(
+    programs = TrainPrograms(
         config_flags.parse(asked).config, Classes(16), one_device()
     )
-    need = program_costs.memory(blueprint.lower_train_step().compile()).total
-    small = hardware.Target(blueprint.mesh, 0.7 * need, "a device of little memory")
-    monkeypatch.setattr(hardware, "here", lambda: small)
+    need = program_costs.memory(programs.lower_train_step().compile()).total
+    small = hardware.Target(programs.mesh, 0.7 * need, "a device of little memory")
+    monkeypatch.setattr(hardware, "present_devices", lambda: small)
     out = said(*asked)
     assert "time of a step: unknown" in out and "measured" not in out
     assert re.search("this batch would fit with .*micro_batch_size=32 \\(", out)
@@ -150,25 +150,25 @@ def test_the_compiled_memory_is_what_steps_use(tiny, tmp_path, quick):
     overrides += ("model.widths=(32,64)", "instances_per_class=4")
     arguments = settings(tiny, *overrides)
     config = config_flags.parse(arguments).config
-    run = Run.of(config, tmp_path, plan.open_data(config), one_device())
+    run = Run.build(config, tmp_path, plan.open_data(config), one_device())
     program = run.programs.lower_train_step().compile()
     compiled = program_costs.memory(program).total
-    trial = run_steps(run, program)
-    if trial.memory is None:
+    timing = run_steps(run, program)
+    if timing.memory is None:
         pytest.skip("this system does not tell a process's peak memory")
     assert compiled > 100 * 2**20
-    assert compiled / 2 < trial.memory < 2 * compiled
-    assert trial.steps == 3 and trial.seconds > 0
+    assert compiled / 2 < timing.memory < 2 * compiled
+    assert timing.steps == 3 and timing.seconds > 0
 
 
 def test_expected_times():
     """By hand: 4 TFLOP/s at half the peak, 2 GB/s of memory, 1 GB/s between chips."""
-    figures = Figures(flops=8e12, memory=1e9, bandwidth=2e9, interconnect=1e9)
+    spec = ChipSpec(flops=8e12, memory=1e9, bandwidth=2e9, interconnect=1e9)
     work = {"flops": 8e12, "loss_flops": 4e12, "sent": 5e8}
-    found = hardware.expected(figures, 0.5, moved=2e9, **work)
+    found = hardware.estimate_step(spec, 0.5, moved=2e9, **work)
     assert found.losses == 6.0 and found.products == 7.0
     assert found.memory == 1.0 and found.between == 0.5 and found.total == 7.5
-    assert hardware.expected(figures, 0.5, moved=2e10, **work).total == 10.5
+    assert hardware.estimate_step(spec, 0.5, moved=2e10, **work).total == 10.5
 
 
 def test_flops_count_every_turn_of_a_loop(tiny):

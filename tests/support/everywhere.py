@@ -162,7 +162,7 @@ def trained(variant, devices=None):
     ) as batches:  # fmt: skip
         for step, batch in enumerate(batches):
             if hierarchy and hierarchy.due(step):
-                state = run.regrouped(state, step)
+                state = run.regroup(state, step)
             found[f"sampler/{step}"] = batch["indices"]
             batch = {name: batch[name] for name in ("images", "labels")}
             batch = mesh.global_batch(run.programs.mesh, batch)

@@ -62,7 +62,7 @@ def test_embeddings_are_joined_side_by_side(finished, tiny, monkeypatch):
 
     runs = [TrainedModel.open(finished[0] / f"fold{number}") for number in range(2)]
     dataset = open_data(runs[0].config)
-    joined = cross_validation._side_by_side(runs, dataset).embeddings
+    joined = cross_validation._concatenated(runs, dataset).embeddings
     np.testing.assert_allclose(np.linalg.norm(joined, axis=1), 1, atol=1e-5)
     alone = [run.embed(dataset.test).embeddings for run in runs]
     mean = sum(rows @ rows.T for rows in alone) / 2

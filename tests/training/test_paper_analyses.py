@@ -179,7 +179,7 @@ def test_each_run_has_its_analyses(tiny, tmp_path, case):
     run = Run.open(config, tmp_path / "run")
     state = run.init_state()
     if config.objective.hierarchy:
-        state = run.regrouped(state, 8)
+        state = run.regroup(state, 8)
     test = run.dataset.test
     embedded = run.embed(state.variables, test)
     results = evaluate_split.evaluate(embedded, test, config.evaluation, 2)

@@ -27,7 +27,7 @@ def test_a_run_starts_from_pretrained_weights(tiny, tmp_path, head):
     pretrained.save(config.model.pretrained, backbone, weights)
 
     run, said = Run.open(config, tmp_path / "run"), []
-    run.introduce(said.append)
+    run.print_summary(said.append)
     assert any("weights.safetensors" in sentence for sentence in said)
     state = run.init_state()
     kernel = np.asarray(weights["params"]["stage0_0"]["kernel"])
