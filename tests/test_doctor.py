@@ -248,7 +248,7 @@ def test_data(tmp_path):
     [
         (8 * 2**30, OK, "8.0 GiB free"),
         (2**30, WARNING, "1.0 GiB free: end other programs"),
-        (None, OK, "does not tell"),
+        (None, OK, "does not report"),
     ],
 )
 def test_memory(free, status, words):
