@@ -111,7 +111,7 @@ def _device_checks(
         yield sharing
     if options.data is not None:
         yield host_checks.data(options.data)
-    yield decoding_rate.examine()
+    yield decoding_rate.check()
     yield host_checks.memory(hardware.free_memory())
 
 

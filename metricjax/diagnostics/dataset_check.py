@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,32 +59,9 @@ def run(
             "directory that exists."
         )
     report = check(dataset, threads=threads, progress=progress)
-    problems, warnings = messages.problems(report), messages.warnings(report)
-    facts = messages.facts(report)
-    for sentence in facts:
-        say(_printable(sentence))
-    for sentence in warnings:
-        say(_printable(f"Look at this: {sentence}"))
-    for sentence in problems:
-        say(_printable(f"Not fit for training: {sentence}"))
-    if not problems:
-        say("Fit for training.")
-    text = dataset_check.render(
-        name=dataset.name,
-        problems=problems,
-        warnings=warnings,
-        facts=facts,
-        tiles=[
-            (title, split.num_classes, len(split))
-            for title, split in _splits(dataset).items()
-        ],
-        class_sizes={
-            title: report.class_sizes(split)
-            for title, split in _splits(dataset).items()
-        },
-        sections=_sections(report),
-        notes=dataset.notes,
-    )
+    found = _Messages.of(report)
+    found.print(say)
+    text = _page(report, found)
     try:
         write_atomically(page, _printable(text))
     except OSError as error:
@@ -91,7 +69,51 @@ def run(
             f"The page {str(page)!r} cannot be written ({error}): name another file."
         ) from error
     say(f"Pictures of what was found are in {page}.")
-    return 2 if problems else 0
+    return 2 if found.problems else 0
+
+
+class _Messages(NamedTuple):
+    """What is known of a data set, in sentences: facts, warnings, problems."""
+
+    facts: list[str]
+    warnings: list[str]
+    problems: list[str]
+
+    @classmethod
+    def of(cls, report: DatasetReport) -> "_Messages":
+        return cls(
+            messages.facts(report), messages.warnings(report), messages.problems(report)
+        )
+
+    def print(self, say: Callable[[str], None]) -> None:
+        """Say all of them, the worst last."""
+        for sentence in self.facts:
+            say(_printable(sentence))
+        for sentence in self.warnings:
+            say(_printable(f"Look at this: {sentence}"))
+        for sentence in self.problems:
+            say(_printable(f"Not fit for training: {sentence}"))
+        if not self.problems:
+            say("Fit for training.")
+
+
+def _page(report: DatasetReport, found: _Messages) -> str:
+    """The page of a check, as HTML."""
+    splits = _splits(report.dataset)
+    return dataset_check.render(
+        name=report.dataset.name,
+        problems=found.problems,
+        warnings=found.warnings,
+        facts=found.facts,
+        tiles=[
+            (title, split.num_classes, len(split)) for title, split in splits.items()
+        ],
+        class_sizes={
+            title: report.class_sizes(split) for title, split in splits.items()
+        },
+        sections=_sections(report),
+        notes=report.dataset.notes,
+    )
 
 
 def _splits(dataset: Dataset) -> dict:

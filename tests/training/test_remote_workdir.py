@@ -219,9 +219,7 @@ def test_the_run_ends_when_nothing_can_be_pushed(memory, monkeypatch):
     def lost(*_, **__):
         raise ConnectionError("network is unreachable")
 
-    with pytest.raises(
-        InputError, match="unreachable.*resume from its last"
-    ):
+    with pytest.raises(InputError, match="unreachable.*resume from its last"):
         with opened() as place, place.checkpoints("map@r") as checkpoints:
             checkpoints.save(1, make_state(1), {"map@r": 0.1})
             checkpoints.wait()
