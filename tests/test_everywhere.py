@@ -52,14 +52,8 @@ def test_every_loss_is_among_the_variants():
     assert named == set(LOSSES)
 
 
-@pytest.mark.parametrize(
-    "count",
-    [
-        pytest.param(2, marks=pytest.mark.soak),
-        pytest.param(4, marks=pytest.mark.slow),
-        pytest.param(8, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4, 8])
 @pytest.mark.parametrize("variant", everywhere.VARIANTS)
 def test_devices(variant, count):
     found = everywhere.trained(variant, jax.devices()[:count])

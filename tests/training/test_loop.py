@@ -446,12 +446,13 @@ def lives(process):
 
 @pytest.mark.slow
 def test_killed_again_and_again(optimized, tmp_path):
-    """One run, killed twice; every start compiles anew.
+    """One run, killed time after time; every start compiles anew.
 
     Those of `test_killed_at_random` find their programs compiled.
     """
     workdir = tmp_path / "run"
-    for code in (LINE.format(4), SAVE.format(25, "after")):
+    saves = [SAVE.format(10, "after"), SAVE.format(25, "after")]
+    for code in (LINE.format(4), saves[0], LINE.format(16), saves[1]):
         killed = optimized.run(workdir, before=send("SIGKILL", code), cached=False)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert optimized.run(workdir, cached=False).returncode == 0
