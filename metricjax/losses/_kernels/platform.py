@@ -13,6 +13,7 @@ from functools import partial
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from metricjax.losses._kernels.tiling import Tiling
@@ -40,7 +41,7 @@ class Kernel:
         return own and fits and tiling.mesh is None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def choose(
     rows: Callable[..., Float[Array, ""]],
     kernel: Callable[..., Float[Array, ""]],
@@ -55,16 +56,13 @@ def choose(
     return _on_platform(rows, kernel, embeddings, labels)
 
 
-def _choose_forward(rows, kernel, embeddings, labels):
+@choose.defjvp
+def _choose_jvp(rows, kernel, primals, tangents):
+    """The derivative along a tangent, linear in it: so it serves forward and reverse."""
     both = (jax.value_and_grad(form) for form in (rows, kernel))
-    return _on_platform(*both, embeddings, labels)
-
-
-def _choose_backward(rows, kernel, slopes, cotangent):
-    return cotangent * slopes, None
-
-
-choose.defvjp(_choose_forward, _choose_backward)
+    value, slopes = _on_platform(*both, *primals)
+    # Products of elements, not `vdot`, which a TPU would round to bfloat16.
+    return value, jnp.sum(slopes * tangents[0])
 
 
 def _on_platform(rows, kernel, embeddings, labels):
