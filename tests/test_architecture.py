@@ -58,3 +58,25 @@ def test_a_package_can_be_used_alone(package):
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout
     assert set(out.split()) <= {package, "errors", "storage"}
+
+
+def test_files_and_functions_fit_on_a_screen():
+    """350 lines a file, 60 a function without its docstring: more is two things."""
+    long = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(ROOT).as_posix()
+        if (lines := text.count("\n")) > 350:
+            long.append(f"{name}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1 - _docstring_lines(node)
+                if lines > 60:
+                    long.append(f"{name}:{node.lineno} {node.name}: {lines} lines")
+    assert long == []
+
+
+def _docstring_lines(node) -> int:
+    first = node.body[0]
+    has = ast.get_docstring(node) is not None
+    return first.end_lineno - first.lineno + 1 if has else 0

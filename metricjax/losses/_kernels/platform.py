@@ -58,7 +58,7 @@ def choose(
 
 @choose.defjvp
 def _choose_jvp(rows, kernel, primals, tangents):
-    """The derivative along a tangent, linear in it: so it serves forward and reverse."""
+    """Along a tangent, and linear in it, so that it serves forward and reverse."""
     both = (jax.value_and_grad(form) for form in (rows, kernel))
     value, slopes = _on_platform(*both, *primals)
     # Products of elements, not `vdot`, which a TPU would round to bfloat16.
