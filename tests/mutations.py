@@ -3,7 +3,8 @@
     python tests/mutations.py [NAME ...]
 
 copies the repository to a temporary directory, makes one mistake at a time in the copy
-and runs the tests that should find it, with `-x`. A mistake is a file, a text that it
+and runs the tests that should find it, with `-x`: once before, when they must pass, and
+once with the mistake. A mistake is a file, a text that it
 holds exactly once, the text in its place, and the tests: a file or a node id of pytest,
 with options behind. Not collected by pytest: the twenty take minutes.
 
@@ -52,20 +53,20 @@ MUTATIONS = {
     ),
     "triplet: positive and negative swapped": Mutation(
         LOSSES + "triplet.py",
-        "jax.nn.relu(far - near + margin)",
-        "jax.nn.relu(near - far + margin)",
+        "jax.nn.relu(gap + margin)",
+        "jax.nn.relu(margin - gap)",
         "tests/losses/test_triplet.py -k value_and_gradient",
     ),
     "triplet: mean over all anchors": Mutation(
-        LOSSES + "triplet.py",
-        "/ jnp.maximum(jnp.sum(valid), 1)",
-        "/ len(valid)",
+        LOSSES + "_kernels/mining.py",
+        "masked_mean(cost(far - near), valid)",
+        "masked_mean(cost(far - near), jnp.ones_like(valid))",
         "tests/losses/test_triplet.py",
     ),
     "n-pair: half the weight of the lengths": Mutation(
         LOSSES + "n_pair.py",
-        "l2_weight * total / (2.0 *",
-        "l2_weight * total / (4.0 *",
+        "l2_weight / 2.0 * masked_mean",
+        "l2_weight / 4.0 * masked_mean",
         "tests/losses/test_n_pair.py -k value_and_gradient",
     ),
     "proxy-NCA: scale of the cosine": Mutation(
@@ -106,14 +107,14 @@ MUTATIONS = {
     ),
     "retrieval: precision off by one": Mutation(
         METRICS + "retrieval.py",
-        "(chance * found / (positions + 1))",
-        "(chance * found / np.maximum(positions, 1))",
+        "(chance * hits / (positions + 1))",
+        "(chance * hits / np.maximum(positions, 1))",
         "tests/evaluation/test_retrieval.py -k equals_a_full_sort",
     ),
     "retrieval: ties in the order found": Mutation(
         METRICS + "retrieval.py",
-        "kept.similarities[:, 1:] != kept.similarities[:, :-1]",
-        "kept.similarities[:, 1:] <= kept.similarities[:, :-1]",
+        "ranked.similarities[:, 1:] != ranked.similarities[:, :-1]",
+        "ranked.similarities[:, 1:] <= ranked.similarities[:, :-1]",
         "tests/evaluation/test_retrieval.py -k ties_count",
     ),
     "retrieval: no bound at R": Mutation(
@@ -174,6 +175,10 @@ def outcome(mutation: Mutation, tree: Path) -> str:
     times = text.count(mutation.old)
     if times != 1:
         return f"the old text is there {times} times in {mutation.file}"
+    # The control: tests that fail without the mistake find nothing.
+    code = run_tests(mutation.tests, tree)
+    if code:
+        return f"its tests end with code {code} without the mistake"
     path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
         code = run_tests(mutation.tests, tree)
